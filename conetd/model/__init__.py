@@ -1,0 +1,63 @@
+"""The words of the domain as values: networks, attachments, leases, rules, and the names that follow from them."""
+
+from conetd.model.names import (
+    attachment_key,
+    check_handle,
+    is_interface_name,
+    log_prefix,
+    network_key,
+)
+from conetd.model.network import (
+    JSON,
+    Attachment,
+    ConfigT,
+    HostPort,
+    Lease,
+    Network,
+    PolicyT,
+    PortRequest,
+    Requested,
+)
+from conetd.model.rules import (
+    ICMP,
+    ICMPV6,
+    PROTOCOL_NAMES,
+    TCP,
+    UDP,
+    AddressRange,
+    Icmp,
+    IPAddress,
+    IPNetwork,
+    PortRange,
+    Rule,
+    Verdict,
+)
+
+__all__ = [
+    "ICMP",
+    "ICMPV6",
+    "JSON",
+    "PROTOCOL_NAMES",
+    "TCP",
+    "UDP",
+    "AddressRange",
+    "Attachment",
+    "ConfigT",
+    "HostPort",
+    "IPAddress",
+    "IPNetwork",
+    "Icmp",
+    "Lease",
+    "Network",
+    "PolicyT",
+    "PortRange",
+    "PortRequest",
+    "Requested",
+    "Rule",
+    "Verdict",
+    "attachment_key",
+    "check_handle",
+    "is_interface_name",
+    "log_prefix",
+    "network_key",
+]
