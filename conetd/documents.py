@@ -1,0 +1,64 @@
+"""How a JSON document is checked: by a marshmallow schema, with every complaint under the path of its field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from marshmallow import Schema, ValidationError
+
+from conetd.errors import Invalid
+
+_SHOWN = 80  # characters of an offending value that a message repeats
+
+
+def load(schema: Schema, document: Any, path: str = "", *, what: str = "document") -> Any:
+    """Return what the schema makes of the document.
+
+    Raises Invalid: `fields` maps the path of each offending field (`path` put before it, as in
+    `config.subnet` or `attach_to[1].ip`) to what is wrong, and the message names the first with its value.
+    """
+    try:
+        return schema.load(document)
+    except ValidationError as err:
+        fields = dict(_flatten(err.messages, path, document, path))
+        first, complaint = next(iter(fields.items()))
+        raise Invalid(f"{what}: {first or 'the whole'}: {complaint}", fields=fields) from err
+
+
+def join(path: str, step: str | int) -> str:
+    """The path of a member: `a` and "b" give `a.b`, `a` and 0 give `a[0]`."""
+    if isinstance(step, int):
+        return f"{path}[{step}]"
+    return f"{path}.{step}" if path else step
+
+
+def _flatten(messages: Any, path: str, document: Any, root: str) -> Iterator[tuple[str, str]]:
+    if isinstance(messages, dict):
+        for step, inner in messages.items():
+            # marshmallow files complaints about the whole, and about a dict's value or key, under these names
+            if step in ("_schema", "value", "key") and not (isinstance(document, dict) and step in document):
+                yield from _flatten(inner, path, document, root)
+            else:
+                yield from _flatten(inner, join(path, step), _member(document, step), root)
+    elif isinstance(messages, list):
+        shown = "" if document is None else f" (got {_short(document)})"
+        yield path, " ".join(str(one) for one in messages) + shown
+    else:
+        yield path, str(messages)
+
+
+def _member(document: Any, step: str | int) -> Any:
+    try:
+        return document[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _short(value: Any) -> str:
+    try:
+        shown = json.dumps(value)
+    except (TypeError, ValueError):
+        shown = repr(value)
+    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
