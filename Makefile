@@ -1,0 +1,27 @@
+.PHONY: help setup test lint demo bench
+BIN := .venv/bin
+
+help:
+	@echo "make demo    two real containers, their policies and a published port, step by step (root)"
+	@echo "make test    the whole suite; without root the tests that need it are skipped"
+	@echo "make lint    formatting, lint, types, layers"
+	@echo "make bench   what things cost, beside the floor and the peers (root, minutes)"
+	@echo "make setup   what the others need: Debian packages (root) and .venv"
+
+setup:
+	@tools/setup.sh
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: setup
+	@demo/run
+
+bench: setup
+	@$(BIN)/python -m bench
