@@ -33,6 +33,7 @@ from conetd.model import (
     PolicyT,
     PortRequest,
     Requested,
+    is_interface_name,
 )
 from conetd.plan import Drift, Plan
 
@@ -219,4 +220,5 @@ __all__ = [
     "PlannedDriver",
     "PortRequest",
     "Requested",
+    "is_interface_name",
 ]

@@ -17,11 +17,15 @@ PolicyT = TypeVar("PolicyT")
 
 @dataclass(frozen=True, slots=True)
 class Network(Generic[ConfigT]):
-    """A named thing containers attach to. `config` is what the driver's `config_schema` loaded."""
+    """A named thing containers attach to. `config` is what the driver's `config_schema` loaded.
+
+    `uplink_mtu` is the MTU in bytes of the host's interface with the default route when the network was made.
+    """
 
     name: str
     type: str
     config: ConfigT
+    uplink_mtu: int = 1500
 
     @property
     def key(self) -> str:
