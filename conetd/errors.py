@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 
 class ConetError(Exception):
@@ -20,6 +21,8 @@ class ConetError(Exception):
         super().__init__(message)
         self.message = message
         self.fields: dict[str, str] = dict(fields or {})
+        self.details: dict[str, Any] = {}
+        """What else the caller is told, beside code, message and fields: JSON."""
 
 
 class Invalid(ConetError):

@@ -42,11 +42,12 @@ class FilterBackend(Protocol):
     def disturbed(self) -> bool:
         """Whether somebody else may have changed what we hold since the last call. Cheap enough to ask each second."""
 
-    def set_opened(self, uplinks: Sequence[str]) -> None:
-        """Name the interfaces on which only conetd switched forwarding on.
+    def set_opened(self, version: int, uplinks: Sequence[str]) -> None:
+        """Name the interfaces on which only conetd switched forwarding on, for one IP version (4 or 6).
 
-        Packets that come in by one of them and leave by an interface that is none of ours are dropped, as the kernel
-        did before: the host does not become a router for strangers. Packets from or to our interfaces pass.
+        Packets of that version that come in by one of them and leave by an interface that is none of ours are dropped,
+        as the kernel did before: the host does not become a router for strangers. Packets from or to our interfaces
+        pass. Naming the same again costs nothing.
         """
 
     def remove_all(self) -> None:

@@ -207,8 +207,8 @@ def leave(db: sqlite3.Connection, handle: str, network: str) -> None:
 
 
 def delete_attachment(db: sqlite3.Connection, handle: str, network: str) -> None:
-    """Delete the attachment with its claims and host ports."""
-    db.execute("DELETE FROM attachments WHERE handle = ? AND network = ?", (handle, network))
+    """Delete an attachment that was leaving, with its claims."""
+    db.execute("DELETE FROM attachments WHERE handle = ? AND network = ? AND leaving = 1", (handle, network))
 
 
 def claims(db: sqlite3.Connection) -> list[tuple[str, str, str]]:

@@ -1,0 +1,115 @@
+"""Which host ports an attachment gets: kept, bound anew, and given back, with nothing held after a failure."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from conetd.kernel.hostports import HostPorts
+from conetd.ports import PortPool, candidates, overlaps
+
+from conetd.errors import Conflict, Exhausted, Invalid
+from conetd.model import PROTOCOL_NAMES, TCP, UDP, HostPort, PortRequest
+from conetd.reconcile.joins import match_ports, settle
+from conetd.store import HostPortRecord
+
+_Socket = tuple[int, str, int]
+
+
+class PortKeeper:
+    """Settles the host ports of attachments by binding them. May be used from any thread."""
+
+    def __init__(self, sockets: HostPorts, pool: PortPool) -> None:
+        self._sockets = sockets
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._last: dict[int, int | None] = {TCP: None, UDP: None}
+        self._held: defaultdict[tuple[str, str], dict[_Socket, HostPort]] = defaultdict(dict)
+
+    def settle(
+        self, handle: str, network: str, requests: Sequence[PortRequest], held: Sequence[HostPortRecord]
+    ) -> tuple[HostPortRecord, ...]:
+        """Bind what the requests need beside what is `held` for them already, and return them all in their order.
+
+        An entry that stands keeps its port. What is needed no longer stays bound until `keep_only`. Raises Conflict
+        naming the holder, Exhausted when the pool is empty, Invalid when two entries want one port; each is filed under
+        the entry's path. After an error the same is held as before.
+        """
+        if not requests and not held:
+            return ()
+        with self._lock:
+            before = dict(self._held[handle, network])
+            try:
+                return self._settle(handle, network, requests, held)
+            except BaseException:
+                self._restore(handle, network, before)
+                raise
+
+    def keep_only(self, handle: str, network: str, ports: Collection[HostPort]) -> None:
+        """Give back every port of the attachment that is not among these, and hold these."""
+        with self._lock:
+            self._restore(handle, network, {_socket(port): port for port in ports})
+
+    def _settle(
+        self, handle: str, network: str, requests: Sequence[PortRequest], held: Sequence[HostPortRecord]
+    ) -> tuple[HostPortRecord, ...]:
+        matched = match_ports(requests, held)
+        standing = {_socket(found.port) for _, found in matched if found is not None}
+        mine = self._held[handle, network]
+        records: list[HostPortRecord] = []
+        for request, found in matched:
+            path = f"networks.{network}.{request.path}"
+            if found is None and request.host_port == 0:
+                found = self._pick(handle, network, request)
+            elif found is None:
+                found = settle(request, request.host_port)
+                self._refuse_twice(records, found.port, path)
+                if _socket(found.port) not in mine:
+                    for key, port in list(mine.items()):
+                        if key not in standing and overlaps(port, found.port):
+                            self._sockets.release(mine.pop(key))
+                    try:
+                        self._bind(handle, network, found.port)
+                    except (Conflict, Invalid) as err:
+                        raise type(err)(err.message, fields={path: err.message}) from err
+            records.append(found)
+        return tuple(records)
+
+    def _restore(self, handle: str, network: str, wanted: dict[_Socket, HostPort]) -> None:
+        mine = self._held[handle, network]
+        for key in [key for key in mine if key not in wanted]:
+            self._sockets.release(mine.pop(key))
+        for key, port in wanted.items():
+            if key not in mine:
+                self._bind(handle, network, port)
+        if not mine:
+            del self._held[handle, network]
+
+    def _bind(self, handle: str, network: str, port: HostPort) -> None:
+        self._sockets.bind(port, handle)
+        self._held[handle, network][_socket(port)] = port
+
+    def _pick(self, handle: str, network: str, request: PortRequest) -> HostPortRecord:
+        for number in candidates(self._pool, (), self._last[request.protocol]):
+            record = settle(request, number)
+            try:
+                self._bind(handle, network, record.port)
+            except Conflict:
+                continue  # somebody has it; that is no reason to fail
+            self._last[request.protocol] = number
+            return record
+        raise Exhausted(
+            f"port pool is exhausted: all {self._pool.size} {PROTOCOL_NAMES[request.protocol]} ports from "
+            f"{self._pool.start} on are held"
+        )
+
+    def _refuse_twice(self, records: Sequence[HostPortRecord], port: HostPort, path: str) -> None:
+        for one in records:
+            if overlaps(one.port, port):
+                name = f"{port.host_port}/{PROTOCOL_NAMES[port.protocol]}"
+                raise Invalid(f"host port {name} is asked for twice in one policy", fields={path: "asked for twice"})
+
+
+def _socket(port: HostPort) -> _Socket:
+    return port.protocol, str(port.host_ip or ""), port.host_port

@@ -1,0 +1,226 @@
+"""How networks come and go: check against the others, commit the wish, make it, record it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+
+from conetd.documents import load
+from conetd.errors import ConetError, Conflict, Invalid
+from conetd.kernel.work import Work
+from conetd.model import JSON, Network
+from conetd.reconcile.core import Core, is_planned, network_alias, network_context, network_plan
+from conetd.reconcile.forwarding import adjust_forwarding
+from conetd.reconcile.state import LiveNetwork
+from conetd.store import NetworkRecord, containers, encode, networks
+
+log = logging.getLogger(__name__)
+
+
+def parse_network(
+    core: Core, name: str, type_: str, config: JSON, default_policy: JSON, uplink_mtu: int
+) -> LiveNetwork:
+    """A network from its document, its config and default policy checked and normalised. Raises Invalid."""
+    loaded = core.drivers.get(type_)
+    if loaded is None:
+        enabled = ", ".join(sorted(core.drivers))
+        raise Invalid(
+            f'network "{name}": type "{type_}" is not enabled (enabled: {enabled})',
+            fields={"type": f'"{type_}" is not enabled'},
+        )
+
+    def check() -> LiveNetwork:
+        driver = loaded.driver
+        parsed = load(driver.config_schema(), config, "config", what=f'network "{name}"')
+        network = Network(name, type_, parsed, uplink_mtu)
+        policy = load(driver.policy_schema(), default_policy, "default_policy", what=f'network "{name}"')
+        driver.check_policy(network, policy)
+        record = NetworkRecord(
+            name, type_, driver.config_schema().dump(parsed), driver.policy_schema().dump(policy), uplink_mtu
+        )
+        return LiveNetwork(record, loaded, network)
+
+    return core.ask(loaded, "config_schema", check)
+
+
+def same_document(one: NetworkRecord, other: NetworkRecord) -> bool:
+    """Whether two networks are the same document, normalised."""
+    return (one.type, encode(one.config), encode(one.default_policy)) == (
+        other.type,
+        encode(other.config),
+        encode(other.default_policy),
+    )
+
+
+def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
+    """Make the network; False and the one there is when the same stands already.
+
+    Raises Conflict when another has its name or its driver says it cannot stand beside the others; DriverError when
+    it cannot be made, and then nothing of it is left.
+    """
+    started = time.monotonic()
+    name = wanted.record.name
+    if name in core.networks:
+        there = core.networks.get(name)
+        if same_document(there.record, wanted.record):
+            return False, there
+        raise Conflict(f'there is another network "{name}" already: {_difference(there.record, wanted.record)}')
+    check_beside(core, wanted, but={name})
+    record = replace(wanted.record, rev=core.revisions.next())
+    live = LiveNetwork(record, wanted.loaded, wanted.network)
+    core.database.write(lambda db: networks.put_network(db, record))
+    core.networks.put(live)
+    try:
+        ensure_network(core, live)
+    except ConetError as err:
+        log.error("network failed", extra={"network": name, "error": str(err)})
+        remove_network(core, live)
+        raise
+    took_ms = round((time.monotonic() - started) * 1000, 1)
+    log.info("network created", extra={"network": name, "type": record.type, "ms": took_ms})
+    return True, core.networks.get(name)
+
+
+def check_beside(core: Core, wanted: LiveNetwork, but: Collection[str] = ()) -> None:
+    """Raise Conflict when the network cannot stand beside those of its type (other than `but`)."""
+    others = [
+        one.network
+        for one in core.networks.all()
+        if one.record.type == wanted.record.type and one.record.name not in but
+    ]
+    driver = wanted.loaded.driver
+    core.ask(wanted.loaded, "check_network", lambda: driver.check_network(wanted.network, others))
+
+
+def ensure_network(core: Core, live: LiveNetwork) -> None:
+    """Make what the network needs on this host, and record that it is so. Raises DriverError."""
+    try:
+        if is_planned(live):
+            core.on_lane(_ensure_planned, core, live)
+        else:
+            driver = live.loaded.driver
+            core.ask(live.loaded, "ensure_network", lambda: driver.ensure_network(network_context(core, live)))
+    except ConetError as err:
+        message = err.message
+        core.problems["", live.record.name] = message
+        core.database.write(
+            lambda db: networks.network_applied(db, live.record.name, live.record.rev, message), durable=False
+        )
+        raise
+    record = replace(live.record, applied_rev=live.record.rev, error=None)
+    core.database.write(lambda db: networks.network_applied(db, record.name, record.rev, None), durable=False)
+    core.networks.put(LiveNetwork(record, live.loaded, live.network))
+    core.problems.pop(("", live.record.name), None)
+
+
+def _ensure_planned(core: Core, live: LiveNetwork) -> None:
+    plan = network_plan(live)
+    [error] = core.kernel.ensure_many([Work(plan, network_alias(live.record.name), None)])
+    if error is not None:
+        raise error
+    adjust_forwarding(core)
+
+
+def delete_network(core: Core, name: str) -> None:
+    """Remove the network. Raises Conflict naming who holds it, DriverError when its driver cannot remove it."""
+    live = core.networks.get(name)
+    db = core.database.reader()
+    holders = []
+    for attachment in containers.attachments_on(db, name):
+        if attachment.leaving:
+            core.reaper.finish(attachment.handle)
+        else:
+            holders.append(f'container "{attachment.handle}" is attached to it')
+    attached = {attachment.handle for attachment in containers.attachments_on(db, name)}
+    holders += [
+        f'the config of container "{handle}" names it'
+        for handle in containers.configured_on(db, name)
+        if handle not in attached
+    ]
+    if live.record.declared:
+        holders.append("it stands in the settings")
+    if name in core.settings.default_attach_to:
+        holders.append("the setting default_attach_to names it")
+    if holders:
+        more = f" and {len(holders) - 3} more" if len(holders) > 3 else ""
+        raise Conflict(f'network "{name}" cannot be deleted: {"; ".join(holders[:3])}{more}')
+    remove_network(core, live)
+    log.info("network deleted", extra={"network": name})
+
+
+def remove_network(core: Core, live: LiveNetwork) -> None:
+    """Take the network out of the kernel and then out of the store. Raises DriverError, and then it stays wanted."""
+    if is_planned(live):
+        core.on_lane(core.kernel.remove, network_plan(live), None)
+    else:
+        driver = live.loaded.driver
+        core.ask(live.loaded, "remove_network", lambda: driver.remove_network(network_context(core, live)))
+    name = live.record.name
+
+    def write(db: sqlite3.Connection) -> None:
+        networks.put_meta(db, "revision", str(networks.last_revision(db)))
+        containers.delete_policies_naming(db, name)
+        networks.delete_network(db, name)
+
+    try:
+        core.database.write(write)
+    except sqlite3.IntegrityError as err:
+        core.on_lane(ensure_network, core, live)
+        raise Conflict(f'network "{name}" cannot be deleted: a container has just been attached to it') from err
+    core.networks.drop(name)
+    core.problems.pop(("", name), None)
+    core.on_lane(adjust_forwarding, core)
+
+
+def _difference(there: NetworkRecord, wanted: NetworkRecord) -> str:
+    """Which field differs first, with both values."""
+    if there.type != wanted.type:
+        return f"its type is {there.type}, not {wanted.type}"
+    for field, has, wants in (
+        ("config", there.config, wanted.config),
+        ("default_policy", there.default_policy, wanted.default_policy),
+    ):
+        for key in sorted({*has, *wants}):
+            if has.get(key) != wants.get(key):
+                return f"its {field}.{key} is {encode(has.get(key))}, not {encode(wants.get(key))}"
+    return "it differs"
+
+
+def declare(core: Core, wanted: LiveNetwork) -> None:
+    """Bring a network of the settings into the store, before anything is served.
+
+    Raises Conflict naming the field when the stored one has another config and containers are attached to it.
+    """
+    name = wanted.record.name
+    there = core.networks.get(name).record if name in core.networks else None
+    check_beside(core, wanted, but={name})
+    rev = core.revisions.next()
+    if there is None or encode(there.config) != encode(wanted.record.config) or there.type != wanted.record.type:
+        if there is not None:
+            attached = containers.attachments_on(core.database.reader(), name)
+            if attached:
+                raise Conflict(
+                    f'network "{name}" of the settings cannot replace the stored one while {len(attached)} containers '
+                    f"are attached: {_difference(there, wanted.record)}"
+                )
+            core.replaced.append(core.networks.get(name))
+        record = replace(wanted.record, declared=True, rev=rev)
+    else:
+        record = replace(there, declared=True, default_policy=wanted.record.default_policy)
+        if encode(there.default_policy) != encode(record.default_policy):
+            core.policy_changed.add(name)
+    core.database.write(lambda db: networks.put_network(db, record))
+    core.networks.put(LiveNetwork(record, wanted.loaded, replace(wanted.network, uplink_mtu=record.uplink_mtu)))
+
+
+def undeclare_others(core: Core, names: Collection[str]) -> None:
+    """Networks that the settings declare no longer become ordinary ones."""
+    for live in core.networks.all():
+        if live.record.declared and live.record.name not in names:
+            record = replace(live.record, declared=False)
+            core.database.write(partial(networks.put_network, record=record))
+            core.networks.put(LiveNetwork(record, live.loaded, live.network))

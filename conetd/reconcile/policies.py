@@ -1,0 +1,230 @@
+"""How policies change while containers live: check all, commit the wish, one kernel transaction each, end flows."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from conetd.driver import PlannedDriver
+from conetd.errors import ConetError, DriverError, Invalid
+from conetd.model import JSON, Attachment
+from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, Plan
+from conetd.reconcile.core import Core, attachment_context, guard, is_planned
+from conetd.reconcile.down import note_failure
+from conetd.reconcile.namespace import container_netns
+from conetd.reconcile.state import LiveNetwork, attachment_value
+from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers, networks
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Change:
+    """The policy of one attachment on its way into the kernel."""
+
+    live: LiveNetwork
+    record: AttachmentRecord
+    policy: Any
+    ports: tuple[HostPortRecord, ...]
+    old_ports: tuple[HostPortRecord, ...]
+    value: Attachment
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Handle and network."""
+        return self.record.handle, self.record.network
+
+
+def check_documents(core: Core, documents: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The documents as their drivers' schemas dump them. Raises Invalid with every complaint, under its path."""
+    normalised: dict[str, JSON] = {}
+    fields: dict[str, str] = {}
+    for name, document in documents.items():
+        path = f"networks.{name}"
+        if name not in core.networks:
+            fields[path] = f'there is no network "{name}"'
+            continue
+        live = core.networks.get(name)
+        try:
+            normalised[name] = normalise(core, live, document, path)
+        except Invalid as err:
+            fields |= err.fields or {path: err.message}
+    if fields:
+        path, complaint = next(iter(fields.items()))
+        raise Invalid(f"policy: {path}: {complaint}", fields=fields)
+    return normalised
+
+
+def normalise(core: Core, live: LiveNetwork, document: JSON, path: str) -> JSON:
+    """One policy document as its driver's schema dumps it. Raises Invalid with complaints under `path`."""
+
+    def check() -> JSON:
+        parsed = core.networks.policy(live, document, path)
+        dumped: JSON = live.loaded.driver.policy_schema().dump(parsed)
+        return dumped
+
+    return core.ask(live.loaded, "policy_schema", check)
+
+
+def replace_policies(core: Core, handle: str, documents: Mapping[str, JSON]) -> None:
+    """Make these the container's policies, the whole truth; returns when the kernel holds them.
+
+    Raises Invalid and Conflict with nothing changed, and DriverError when a driver or the kernel refused one: then
+    the wish stays and is tried again. Runs in the lane, or elsewhere when a network is of a foreign type.
+    """
+    started = time.monotonic()
+    normalised = check_documents(core, documents)
+    db = core.database.reader()
+    container = containers.container(db, handle) or ContainerRecord(handle)
+    own = containers.policies_of(db, handle)
+    changes: list[Change] = []
+    try:
+        for record in containers.attachments_of(db, handle):
+            if record.leaving:
+                continue
+            live = core.networks.get(record.network)
+            before = own[record.network][1] if record.network in own else live.record.default_policy
+            after = normalised.get(record.network, live.record.default_policy)
+            if before != after or record.rev != record.applied_rev:
+                changes.append(_change(core, db, container, live, record, after))
+    except BaseException:
+        _take_back(core, changes)
+        raise
+
+    def write(db: sqlite3.Connection) -> None:
+        containers.put_container(db, container)
+        containers.replace_policies(db, handle, normalised)
+        write_changes(db, changes)
+
+    core.database.write(write)
+    failures = apply(core, changes)
+    took_ms = round((time.monotonic() - started) * 1000, 1)
+    log.info("policy", extra={"handle": handle, "network": ",".join(normalised), "ms": took_ms})
+    if failures:
+        first = next(iter(failures.values()))
+        raise DriverError(f"the policy is not in force everywhere, it will be tried again: {first.message}")
+
+
+def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwork:
+    """Make this the network's default policy, for every attachment without a policy of its own.
+
+    Raises as `replace_policies` does. Returns the network as it is from now on.
+    """
+    started = time.monotonic()
+    normalised = normalise(core, live, document, "")
+    if normalised == live.record.default_policy:
+        return live
+    record = replace(live.record, default_policy=normalised)
+    after = LiveNetwork(record, live.loaded, live.network)
+    db = core.database.reader()
+    own = containers.all_policies(db)
+    changes: list[Change] = []
+    try:
+        for attachment in containers.attachments_on(db, live.record.name):
+            if attachment.leaving or live.record.name in own.get(attachment.handle, {}):
+                continue
+            container = containers.container(db, attachment.handle) or ContainerRecord(attachment.handle)
+            changes.append(_change(core, db, container, after, attachment, normalised))
+    except BaseException:
+        _take_back(core, changes)
+        raise
+
+    def write(db: sqlite3.Connection) -> None:
+        networks.put_network(db, record)
+        write_changes(db, changes)
+
+    core.database.write(write)
+    core.networks.put(after)
+    failures = apply(core, changes)
+    took_ms = round((time.monotonic() - started) * 1000, 1)
+    log.info("default policy", extra={"network": live.record.name, "attachments": len(changes), "ms": took_ms})
+    if failures:
+        (handle, _), first = next(iter(failures.items()))
+        raise DriverError(
+            f"the default policy is not in force for {len(failures)} of {len(changes)} attachments, it will be "
+            f'tried again; first container "{handle}": {first.message}'
+        )
+    return after
+
+
+def _change(
+    core: Core,
+    db: sqlite3.Connection,
+    container: ContainerRecord,
+    live: LiveNetwork,
+    record: AttachmentRecord,
+    document: JSON,
+) -> Change:
+    policy = core.networks.policy(live, document, f"networks.{record.network}")
+    requests = core.ask(live.loaded, "port_requests", lambda: live.loaded.driver.port_requests(policy))
+    old = containers.host_ports(db, record.handle, record.network)
+    ports = core.ports.settle(record.handle, record.network, requests, old)
+    wished = replace(record, rev=core.revisions.next())
+    return Change(live, wished, policy, ports, old, attachment_value(wished, ports, container.labels))
+
+
+def _take_back(core: Core, changes: Sequence[Change]) -> None:
+    for one in changes:
+        core.ports.keep_only(*one.key, [port.port for port in one.old_ports])
+
+
+def write_changes(db: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    """Store what is wanted of the attachments."""
+    for one in changes:
+        containers.wish_attachment(db, one.record.handle, one.record.network, one.record.rev)
+        containers.put_host_ports(db, one.record.handle, one.record.network, one.ports)
+
+
+def apply(core: Core, changes: Sequence[Change]) -> dict[tuple[str, str], ConetError]:
+    """Bring the policies into the kernel and record it. Returns what failed, by handle and network."""
+    failures: dict[tuple[str, str], ConetError] = {}
+    done = []
+    for one in changes:
+        try:
+            if is_planned(one.live):
+                core.on_lane(_apply_planned, core, one)
+            else:
+                _apply_foreign(core, one)
+        except ConetError as err:
+            failures[one.key] = err
+            note_failure(core, one.record, err)
+            log.error("policy refused", extra={"handle": one.key[0], "network": one.key[1], "error": str(err)})
+            continue
+        core.ports.keep_only(*one.key, [port.port for port in one.ports])
+        core.problems.pop(one.key, None)
+        done.append((one.record.rev, one.record.answer, *one.key))
+    if done:
+        core.database.write(lambda db: containers.attachments_applied(db, done), durable=False)
+    return failures
+
+
+def _apply_planned(core: Core, one: Change) -> None:
+    driver = one.live.loaded.driver
+    assert isinstance(driver, PlannedDriver)
+    plan: Plan = guard(
+        one.live.loaded, "plan_policy", lambda: driver.plan_policy(one.live.network, one.value, one.policy)
+    )
+    held = core.kernel.filter.held
+    befores = {wanted.key: held("EndpointPolicy", wanted.key) for wanted in plan.filter}
+    core.kernel.ensure(plan)
+    for wanted in plan.filter:
+        if not isinstance(wanted, EndpointPolicy):
+            continue
+        before = befores[wanted.key]
+        core.flows.end_changed(before.ports if isinstance(before, EndpointPolicy) else (), wanted.ports)
+        endpoint = held("Endpoint", wanted.key)
+        network = held("NetworkFilter", one.live.network.key)
+        if isinstance(endpoint, Endpoint):
+            judged_by = network if isinstance(network, NetworkFilter) else None
+            core.flows.end_forbidden(endpoint.addresses, wanted, judged_by)
+
+
+def _apply_foreign(core: Core, one: Change) -> None:
+    container = containers.container(core.database.reader(), one.record.handle)
+    with container_netns(container) as netns:
+        ctx = attachment_context(core, one.live, one.value, one.policy, netns)
+        core.ask(one.live.loaded, "apply_policy", lambda: one.live.loaded.driver.apply_policy(ctx))

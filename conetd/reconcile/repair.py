@@ -1,0 +1,104 @@
+"""How what is not as wanted is found while the daemon runs, and mended: by comparing, never by trusting a list."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+
+from conetd.errors import ConetError
+from conetd.reconcile.core import Core, is_planned, network_plan
+from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
+from conetd.reconcile.namespace import lives
+from conetd.reconcile.networks import ensure_network
+from conetd.reconcile.recover import all_wishes, complete, wanted_filter
+from conetd.reconcile.up import attach_foreign, open_for
+from conetd.reconcile.wishes import standing_wishes
+from conetd.store import containers
+
+log = logging.getLogger(__name__)
+
+
+def unfinished(db: sqlite3.Connection) -> dict[str, int]:
+    """Handle to a number that changes with its wishes, for every container that has something left to do."""
+    rows = db.execute(
+        "SELECT handle, max(rev) * 2 + max(leaving) FROM attachments"
+        " WHERE rev != applied_rev OR error IS NOT NULL OR leaving = 1 GROUP BY handle"
+    )
+    return dict(rows.fetchall())
+
+
+def repair(core: Core, handle: str) -> None:
+    """Make one container as wanted, if it is not: complete it while its process lives, else take it down.
+
+    Runs in the lane, or elsewhere when a network is of a foreign type. Failures are noted and tried again.
+    """
+    container = containers.container(core.database.reader(), handle)
+    records = containers.attachments_of(core.database.reader(), handle)
+    mixed = any(not is_planned(core.networks.get(record.network)) for record in records)
+    if container is None:
+        return
+    if not lives(core.boot_id, container):
+        if mixed:
+            bring_down_mixed(core, DownJob(handle))
+        else:
+            core.on_lane(bring_down, core, [DownJob(handle)])
+        return
+    wishes = [
+        one
+        for one in standing_wishes(core, container)
+        if one.record.rev != one.record.applied_rev
+        or one.record.error is not None
+        or (handle, one.record.network) in core.problems
+    ]
+    if not wishes:
+        return
+    for wish in wishes:
+        core.ports.keep_only(handle, wish.record.network, [one.port for one in wish.ports])
+    job = open_for(container, wishes)
+    if not mixed:
+        core.on_lane(complete, core, [job])
+        return
+    try:
+        error = attach_foreign(core, job)
+        if error is not None:
+            raise error
+        core.on_lane(complete, core, [job])
+    finally:
+        job.close()
+
+
+def repair_network(core: Core, name: str) -> None:
+    """Make a network as wanted again. Failures are noted and tried again."""
+    if name not in core.networks:
+        return
+    try:
+        ensure_network(core, core.networks.get(name))
+    except ConetError as err:
+        log.error("network failed", extra={"network": name, "error": str(err)})
+
+
+def tend_filter(core: Core) -> None:
+    """If somebody else changed the packet filter, make it hold what it should. Runs in the kernel lane."""
+    if not core.kernel.filter.disturbed():
+        return
+    wanted = wanted_filter(core, [one for some in all_wishes(core).values() for one in some])
+    drifts = core.kernel.filter.sync(wanted)
+    if drifts:
+        log.warning("filter repaired", extra={"drifts": len(drifts), "first": str(drifts[0])})
+
+
+def missing_links(core: Core) -> tuple[set[str], set[str]]:
+    """The networks and the handles whose links somebody removed. Runs in the kernel lane."""
+    there = core.kernel.links()
+    gone_networks = {
+        live.record.name
+        for live in core.networks.all()
+        if is_planned(live) and any(link.name not in there for link in network_plan(live).links)
+    }
+    gone_handles = set()
+    for (handle, network), links in list(core.expected.items()):
+        if not there.issuperset(links):
+            core.problems[handle, network] = "its link is gone"
+            log.warning("a link is gone", extra={"handle": handle, "network": network})
+            gone_handles.add(handle)
+    return gone_networks, gone_handles

@@ -1,0 +1,152 @@
+"""What the reconciler keeps in memory beside the store: parsed networks and policies, claims, the revision."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conetd.documents import load
+from conetd.errors import Conflict, NotFound
+from conetd.model import JSON, Attachment, Network
+from conetd.registry import Loaded
+from conetd.store import AttachmentRecord, HostPortRecord, NetworkRecord, encode
+
+_POLICIES_KEPT = 4096  # parsed policy documents; a document is parsed again when it has fallen out
+
+
+@dataclass(frozen=True, slots=True)
+class LiveNetwork:
+    """A stored network with its driver and its config as the driver's schema loaded it."""
+
+    record: NetworkRecord
+    loaded: Loaded
+    network: Network[Any]
+
+
+class Networks:
+    """The networks in force by name. Replaced as a whole, so that any thread may read at any time."""
+
+    def __init__(self, drivers: Mapping[str, Loaded]) -> None:
+        self._drivers = drivers
+        self._live: dict[str, LiveNetwork] = {}
+        self._policies: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, record: NetworkRecord) -> LiveNetwork:
+        """Parse a network's record. Raises NotFound when its type is not enabled."""
+        loaded = self._drivers.get(record.type)
+        if loaded is None:
+            raise NotFound(f'network "{record.name}" is of type {record.type}, which is not enabled')
+        config = load(loaded.driver.config_schema(), record.config, "config", what=f'network "{record.name}"')
+        return LiveNetwork(record, loaded, Network(record.name, record.type, config, record.uplink_mtu))
+
+    def put(self, live: LiveNetwork) -> None:
+        """Bring a network into force, in place of the one of its name."""
+        with self._lock:
+            self._live = {**self._live, live.record.name: live}
+            self._forget_policies(live.record.name)
+
+    def drop(self, name: str) -> None:
+        """Take a network out of force."""
+        with self._lock:
+            self._live = {key: value for key, value in self._live.items() if key != name}
+            self._forget_policies(name)
+
+    def get(self, name: str) -> LiveNetwork:
+        """The network of that name. Raises NotFound."""
+        live = self._live.get(name)
+        if live is None:
+            raise NotFound(f'there is no network "{name}"')
+        return live
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._live
+
+    def all(self) -> list[LiveNetwork]:
+        """All networks, by name."""
+        live = self._live
+        return [live[name] for name in sorted(live)]
+
+    def policy(self, live: LiveNetwork, document: JSON, path: str = "") -> Any:
+        """Parse a policy document for a network, with complaints under `path`. Raises Invalid."""
+        key = (live.record.name, encode(document))
+        with self._lock:
+            if key in self._policies:
+                self._policies.move_to_end(key)
+                return self._policies[key]
+        what = f'policy for network "{live.record.name}"'
+        parsed = load(live.loaded.driver.policy_schema(), document, path, what=what)
+        live.loaded.driver.check_policy(live.network, parsed)
+        with self._lock:
+            self._policies[key] = parsed
+            while len(self._policies) > _POLICIES_KEPT:
+                self._policies.popitem(last=False)
+        return parsed
+
+    def _forget_policies(self, name: str) -> None:
+        for key in [key for key in self._policies if key[0] == name]:
+            del self._policies[key]
+
+
+class Claims:
+    """Who holds which claim on which network. The store refuses a duplicate too; here it is found without asking."""
+
+    def __init__(self, held: Iterable[tuple[str, str, str]]) -> None:
+        self._lock = threading.Lock()
+        self._held: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for network, claim, handle in held:
+            self._held[network][claim] = handle
+
+    def held(self, network: str) -> Mapping[str, str]:
+        """Claim to handle, for one network; it goes on changing."""
+        return self._held[network]
+
+    def take(self, network: str, handle: str, claims: Iterable[str]) -> None:
+        """Hold all the claims for the handle, or none: raises Conflict naming claim and holder."""
+        with self._lock:
+            held = self._held[network]
+            for claim in claims:
+                if held.get(claim, handle) != handle:
+                    raise Conflict(f'"{claim}" on network "{network}" is held by container "{held[claim]}"')
+            for claim in claims:
+                held[claim] = handle
+
+    def give_back(self, network: str, handle: str, claims: Iterable[str]) -> None:
+        """Hold the claims no longer; what somebody else holds stays his."""
+        with self._lock:
+            held = self._held[network]
+            for claim in claims:
+                if held.get(claim) == handle:
+                    del held[claim]
+
+
+class Revisions:
+    """The one counter that numbers every change of a wish."""
+
+    def __init__(self, last: int) -> None:
+        self._counter = itertools.count(last + 1)
+
+    def next(self) -> int:
+        """A number larger than all before."""
+        return next(self._counter)
+
+
+def attachment_value(
+    record: AttachmentRecord, ports: Iterable[HostPortRecord], labels: Mapping[str, str]
+) -> Attachment:
+    """The attachment as drivers see it."""
+    return Attachment(
+        network=record.network,
+        handle=record.handle,
+        key=record.key,
+        ifname=record.ifname,
+        requested=record.requested,
+        lease=record.lease,
+        default_route=record.default_route,
+        ports=tuple(one.port for one in ports),
+        labels=labels,
+    )

@@ -1,0 +1,170 @@
+"""What is wanted of a container's attachments: their leases, names, ports and policies, before anything is done."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from conetd.errors import Conflict, Invalid
+from conetd.model import JSON, Attachment, Lease
+from conetd.plan import PortMapping
+from conetd.reconcile.core import Core
+from conetd.reconcile.joins import choose_default_routes, name_interfaces
+from conetd.reconcile.state import LiveNetwork, attachment_value
+from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, Join, containers
+
+_ALLOCATE_TRIES = 100  # another attachment can be quicker that often before we give up
+
+
+@dataclass(slots=True)
+class Wish:
+    """One attachment on its way into the kernel."""
+
+    live: LiveNetwork
+    record: AttachmentRecord
+    policy: Any
+    ports: tuple[HostPortRecord, ...]
+    value: Attachment
+    links: tuple[str, ...] = ()
+    """Its links in the host namespace, once planned."""
+    mappings: tuple[PortMapping, ...] = ()
+    """Its published ports, once planned."""
+    new: bool = True
+    """Not in the store before: after a failure it is given back whole."""
+
+
+@dataclass(slots=True)
+class Garden:
+    """What the engine brings along in Garden's words for this life alone, and on which network it was placed."""
+
+    net_in: Sequence[JSON] = ()
+    net_out: Sequence[JSON] = ()
+    placed: tuple[str, JSON] | None = None
+
+    def place(self, live: LiveNetwork, document: JSON) -> JSON:
+        """The document with what was brought along, on the first network whose policy can hold it."""
+        if not (self.net_in or self.net_out) or self.placed is not None:
+            return document
+        if "garden" not in live.loaded.driver.capabilities:
+            return document
+        grown = {
+            **document,
+            "net_in": [*document.get("net_in", ()), *self.net_in],
+            "net_out": [*document.get("net_out", ()), *self.net_out],
+        }
+        self.placed = (live.record.name, grown)
+        return grown
+
+
+def new_wishes(
+    core: Core,
+    db: sqlite3.Connection,
+    container: ContainerRecord,
+    joins: Sequence[Join],
+    standing: Sequence[AttachmentRecord],
+    *,
+    garden: Garden | None = None,
+) -> list[Wish]:
+    """Leases, names, ports and policies for the joins that are not `standing`, in the order of the joins.
+
+    The default routes are chosen over all of them; a standing one that gains or loses one is in the result, too.
+    """
+    lives = [core.networks.get(join.network) for join in joins]
+    kept = {record.network: record for record in standing}
+    names = name_interfaces(joins, {record.network: record.ifname for record in standing})
+    made: list[Wish] = []
+    leased: list[AttachmentRecord] = []
+    try:
+        records = []
+        for position, (join, live) in enumerate(zip(joins, lives, strict=True)):
+            if join.network in kept:
+                records.append(replace(kept[join.network], position=position))
+                continue
+            record = _lease(core, live, container, join, names[join.network], position)
+            leased.append(record)
+            records.append(record)
+        own = containers.policies_of(db, container.handle)
+        for record, live in zip(choose_default_routes(records), lives, strict=True):
+            old = kept.get(record.network)
+            if old is not None and old.default_route == record.default_route and old.position == record.position:
+                continue
+            document = own[record.network][1] if record.network in own else live.record.default_policy
+            if garden is not None:
+                document = garden.place(live, document)
+            made.append(_wish(core, db, container, live, replace(record, rev=core.revisions.next()), document, old))
+    except BaseException:
+        for wish in made:
+            give_back(core, wish)
+        for record in leased:
+            core.claims.give_back(record.network, record.handle, record.lease.claims)
+        raise
+    if garden is not None and (garden.net_in or garden.net_out) and garden.placed is None:
+        for wish in made:
+            give_back(core, wish)
+        raise Invalid("netin or netout_rules were given, but the container joins no network whose policy can hold them")
+    return made
+
+
+def _wish(
+    core: Core,
+    db: sqlite3.Connection,
+    container: ContainerRecord,
+    live: LiveNetwork,
+    record: AttachmentRecord,
+    document: JSON,
+    old: AttachmentRecord | None,
+) -> Wish:
+    policy = core.networks.policy(live, document)
+    requests = core.ask(live.loaded, "port_requests", lambda: live.loaded.driver.port_requests(policy))
+    held = containers.host_ports(db, record.handle, record.network) if old is not None else ()
+    ports = core.ports.settle(record.handle, record.network, requests, held)
+    return Wish(live, record, policy, ports, attachment_value(record, ports, container.labels), new=old is None)
+
+
+def standing_wishes(core: Core, container: ContainerRecord) -> list[Wish]:
+    """The wishes for a container's attachments as the store has them, for completing or repairing them."""
+    db = core.database.reader()
+    own = containers.policies_of(db, container.handle)
+    wishes = []
+    for record in containers.attachments_of(db, container.handle):
+        if record.leaving:
+            continue
+        live = core.networks.get(record.network)
+        document = own[record.network][1] if record.network in own else live.record.default_policy
+        ports = containers.host_ports(db, record.handle, record.network)
+        policy = core.networks.policy(live, document)
+        wishes.append(Wish(live, record, policy, ports, attachment_value(record, ports, container.labels), new=False))
+    return wishes
+
+
+def _lease(
+    core: Core, live: LiveNetwork, container: ContainerRecord, join: Join, ifname: str, position: int
+) -> AttachmentRecord:
+    blank = AttachmentRecord(join.network, container.handle, position, ifname, join.requested, Lease({}, frozenset()))
+    value = replace(attachment_value(blank, (), container.labels), lease=None)
+    held = core.claims.held(join.network)
+    for _ in range(_ALLOCATE_TRIES):
+        lease = core.ask(live.loaded, "allocate", lambda: live.loaded.driver.allocate(live.network, value, held))
+        try:
+            core.claims.take(join.network, container.handle, lease.claims)
+        except Conflict as err:
+            quicker = err
+            continue
+        return replace(blank, lease=lease)
+    raise quicker
+
+
+def write_wishes(db: sqlite3.Connection, wishes: Sequence[Wish]) -> None:
+    """Store attachments with their claims and host ports."""
+    for wish in wishes:
+        containers.put_attachment(db, wish.record)
+        containers.put_host_ports(db, wish.record.handle, wish.record.network, wish.ports)
+
+
+def give_back(core: Core, wish: Wish) -> None:
+    """Release the ports and the lease of a wish that was never committed."""
+    if wish.new:
+        core.ports.keep_only(wish.record.handle, wish.record.network, ())
+        core.claims.give_back(wish.record.network, wish.record.handle, wish.record.lease.claims)

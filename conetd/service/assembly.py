@@ -1,0 +1,154 @@
+"""How the parts of the reconciler are put together, begin to work, and end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+
+from conetd import registry
+from conetd.driver import PlannedDriver
+from conetd.errors import ConetError
+from conetd.kernel.choice import choose_filter, open_filter, other_than
+from conetd.kernel.conntrack import Conntrack
+from conetd.kernel.host import default_route_mtu, default_route_source, local_addresses
+from conetd.kernel.hostports import HostPorts
+from conetd.kernel.kernel import Kernel
+from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
+from conetd.kernel.process import ProcessWatch, boot_id
+from conetd.kernel.reaping import reap
+from conetd.ports import PortPool
+from conetd.reconcile.core import Core, our_subnets
+from conetd.reconcile.flows import Flows
+from conetd.reconcile.hostports import PortKeeper
+from conetd.reconcile.lanes import ForeignLane, Lane
+from conetd.reconcile.networks import declare, parse_network, undeclare_others
+from conetd.reconcile.reaper import Reaper, Tools
+from conetd.reconcile.recover import recover
+from conetd.reconcile.state import Claims, Networks, Revisions
+from conetd.service import documents
+from conetd.settings import Settings
+from conetd.store import Database, containers, networks
+
+log = logging.getLogger(__name__)
+STATE_FILE = "conetd.sqlite"
+
+
+def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str], None]) -> Core:
+    """Load drivers, open the store, read and declare networks. Changes nothing in the kernel.
+
+    `sockets` are host ports kept over a restart, `on_exit` is told the handle of a container whose process has ended.
+    Raises ConetError when something does not fit together.
+    """
+    drivers = registry.load(settings.drivers)
+    database = Database(settings.state_dir / STATE_FILE)
+    reader = database.reader()
+    claims = Claims(containers.claims(reader))
+    reaper = Reaper(database, claims, _open_tools)
+    pool = PortPool(settings.port_pool.start, settings.port_pool.size)
+    core = Core(
+        settings=settings,
+        database=database,
+        drivers=drivers,
+        networks=Networks(drivers),
+        claims=claims,
+        revisions=Revisions(networks.last_revision(reader)),
+        ports=PortKeeper(HostPorts(sockets), pool),
+        lane=Lane("kernel"),
+        foreign={
+            name: ForeignLane(name, settings.driver_timeout)
+            for name, loaded in drivers.items()
+            if not isinstance(loaded.driver, PlannedDriver)
+        },
+        reaper=reaper,
+        watch=ProcessWatch(on_exit),
+        boot_id=boot_id(),
+    )
+    for record in networks.networks(reader):
+        core.networks.put(core.networks.load(record))
+    _declare_networks(core)
+    return core
+
+
+def _declare_networks(core: Core) -> None:
+    declared = [
+        documents.network(document, f"networks[{number}]") for number, document in enumerate(core.settings.networks)
+    ]
+    for number, document in enumerate(declared):
+        try:
+            declare(core, parse_network(core, uplink_mtu=uplink_mtu(), **document))
+        except ConetError as err:
+            fields = {
+                f"networks[{number}].{path}" if path else f"networks[{number}]": text
+                for path, text in err.fields.items()
+            }
+            raise type(err)(f"settings: networks[{number}]: {err.message}", fields=fields) from err
+    undeclare_others(core, {document["name"] for document in declared})
+
+
+def begin(core: Core) -> Future[None]:
+    """Start the threads; the future is done when the last run is recovered. What is asked for meanwhile queues up."""
+    core.lane.start()
+    core.reaper.start()
+    return core.lane.call(_first, core)
+
+
+def _first(core: Core) -> None:
+    """What the kernel lane does before anything else."""
+    chosen = choose_filter(core.settings.filter)
+    core.kernel = Kernel(chosen)
+    core.flows = Flows(Conntrack(), local_addresses, lambda: our_subnets(core))
+    address = core.settings.external_ip
+    if address is None:
+        with Netlink(NETLINK_ROUTE) as netlink:
+            address = default_route_source(netlink)
+    core.external_ip = str(address) if address is not None else None
+    log.info("filter", extra={"backend": chosen.name})
+    recover(core)
+    _leave_old_filter(core, chosen.name)
+
+
+def _leave_old_filter(core: Core, name: str) -> None:
+    """After the new rules stand, remove those of the backend that was in use before."""
+    before = networks.meta(core.database.reader(), "filter")
+    if before == other_than(name):
+        old = open_filter(before)
+        old.remove_all()
+        old.close()
+        log.warning("filter changed", extra={"from": before, "to": name})
+    if before != name:
+        core.database.write(lambda db: networks.put_meta(db, "filter", name))
+
+
+def end(core: Core) -> None:
+    """Finish what was submitted, then stop the threads and close what is open. The kernel keeps everything."""
+    for lane in core.foreign.values():
+        lane.stop()
+    core.lane.call(_last, core)
+    core.lane.stop()
+    core.reaper.stop()
+    core.watch.close()
+    core.database.close()
+
+
+def _last(core: Core) -> None:
+    core.flows.close()
+    core.kernel.close()
+
+
+def _open_tools() -> Tools:
+    flows = Flows(Conntrack(), lambda: (), lambda: ())
+    links = Netlink(NETLINK_ROUTE)
+
+    def close() -> None:
+        flows.close()
+        links.close()
+
+    return Tools(partial(reap, links), flows.forget, close)
+
+
+def uplink_mtu() -> int:
+    """The MTU of the host's interface with the default route, in bytes; 1500 without one."""
+    with Netlink(NETLINK_ROUTE) as netlink:
+        return default_route_mtu(netlink)

@@ -1,0 +1,83 @@
+"""The round that is made each second: has somebody changed the kernel, is something left to do, has a process ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from conetd.errors import ConetError
+from conetd.reconcile.core import Core
+from conetd.reconcile.forwarding import adjust_forwarding
+from conetd.reconcile.namespace import lives
+from conetd.reconcile.repair import missing_links, repair, repair_network, tend_filter, unfinished
+from conetd.store import containers, networks
+
+log = logging.getLogger(__name__)
+EVERY_S = 1.0
+FORWARDING_EVERY = 5  # rounds
+PROCESSES_EVERY = 30  # rounds; the watch tells sooner, this is for what it may have missed
+
+
+class Patrol:
+    """A thread that compares what is wanted with what is, and has the difference mended in its turn."""
+
+    def __init__(self, core: Core, submit: Callable[[str, Callable[[Core, str], None]], Future[None]]) -> None:
+        """`submit` runs a repair of a handle when its turn comes, on a thread that may do it."""
+        self._core = core
+        self._submit = submit
+        self._seen: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="patrol", daemon=True)
+
+    def start(self) -> None:
+        """Begin the rounds."""
+        if not self._stop.is_set():
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round at hand."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stop.wait(EVERY_S):
+            try:
+                self._round(number)
+            except ConetError as err:
+                log.error("a round failed, it will be made again", extra={"error": str(err)})
+            except Exception:  # a round that breaks must not end the rounds
+                log.exception("a round failed, it will be made again")
+            number += 1
+
+    def _round(self, number: int) -> None:
+        core = self._core
+        core.on_lane(tend_filter, core)
+        gone_networks, gone_handles = core.on_lane(missing_links, core)
+        broken = {
+            one.name
+            for one in networks.networks(core.database.reader())
+            if one.rev != one.applied_rev or one.error is not None
+        }
+        for name in gone_networks | broken:
+            repair_network(core, name)
+        for handle in gone_handles | self._stuck() | self._ended(number):
+            self._submit(handle, repair).result()
+        if number % FORWARDING_EVERY == 0:
+            core.on_lane(adjust_forwarding, core)
+
+    def _stuck(self) -> set[str]:
+        """Those that had the same work left a round ago: others are being worked on right now."""
+        now = unfinished(self._core.database.reader())
+        stuck = {handle for handle, mark in now.items() if self._seen.get(handle) == mark}
+        self._seen = now
+        return stuck
+
+    def _ended(self, number: int) -> set[str]:
+        if number % PROCESSES_EVERY:
+            return set()
+        records = containers.containers(self._core.database.reader())
+        return {one.handle for one in records if one.life is not None and not lives(self._core.boot_id, one)}

@@ -1,0 +1,226 @@
+"""The service: every request becomes a job in its container's or network's turn, on the thread that may do it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from conetd.errors import ConetError, DriverError
+from conetd.kernel.process import ProcessId, alive
+from conetd.model import JSON, check_handle
+from conetd.reconcile.configure import configure, forget
+from conetd.reconcile.core import Core, is_planned
+from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
+from conetd.reconcile.lanes import Turnstile
+from conetd.reconcile.networks import create_network, delete_network, parse_network
+from conetd.reconcile.policies import replace_default, replace_policies
+from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
+from conetd.reconcile.wishes import Garden
+from conetd.service import documents, views
+from conetd.service.assembly import assemble, begin, end, uplink_mtu
+from conetd.service.patrol import Patrol
+from conetd.service.status import status
+from conetd.settings import Settings
+from conetd.store import containers
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+_OFF_LANE_THREADS = 32  # jobs that wait for foreign drivers; more wait in line
+
+
+class Service:
+    """conetd behind its sockets. Documents come as JSON values; every refusal is a ConetError."""
+
+    def __init__(self, settings: Settings, ports: Mapping[str, int] | None = None) -> None:
+        """Open the store and load the drivers and the networks of the settings; touches nothing in the kernel.
+
+        `ports` are sockets of host ports that the service manager kept over a restart: name to descriptor. Raises
+        ConetError when drivers, store or networks do not fit together.
+        """
+        self._core: Core = assemble(settings, dict(ports or {}), self._process_ended)
+        self._turns: Turnstile[Any] = Turnstile()
+        self._off_lane = ThreadPoolExecutor(_OFF_LANE_THREADS, thread_name_prefix="off-lane")
+        self._patrol = Patrol(self._core, self._submit_repair)
+        self._ready: Future[None] | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Begin to work. Returns at once: what is left of the last run is recovered first, in the kernel lane."""
+        self._ready = begin(self._core)
+        self._ready.add_done_callback(lambda _: self._patrol.start())
+
+    def stop(self) -> None:
+        """Finish what was asked for and refuse what comes now. All container networking stays in place."""
+        self._patrol.stop()
+        self._off_lane.shutdown(wait=True)
+        end(self._core)
+
+    # Reads
+
+    def networks(self) -> list[JSON]:
+        """All networks, by name."""
+        return [views.network(live.record) for live in self._core.networks.all()]
+
+    def network(self, name: str) -> JSON:
+        """One network. Raises NotFound."""
+        return views.network(self._core.networks.get(name).record)
+
+    def containers(self) -> list[JSON]:
+        """All containers, by handle."""
+        return views.all_containers(self._core)
+
+    def container(self, handle: str) -> JSON:
+        """One container with its attachments and the policy in force. Raises NotFound."""
+        return views.container(self._core, check_handle(handle))
+
+    def policy(self, handle: str) -> JSON:
+        """What is in force for a container, and where each document came from. Raises NotFound."""
+        return views.policy(self._core, check_handle(handle))
+
+    def drivers(self) -> list[JSON]:
+        """The types enabled, with versions and the JSON Schema of their documents, and those only installed."""
+        from conetd.service.schemas import describe_drivers  # imports what nothing else needs
+
+        return describe_drivers(self._core.drivers)
+
+    def status(self) -> tuple[bool, JSON]:
+        """Whether all is as wanted, and what is not."""
+        return status(self._core, self._ready)
+
+    # Changes
+
+    def create_network(self, document: Any) -> Future[tuple[bool, JSON]]:
+        """Define a network; True when it is new. See `reconcile.networks.create_network`."""
+        wanted = documents.network(document)
+
+        def work() -> tuple[bool, JSON]:
+            live = parse_network(self._core, uplink_mtu=uplink_mtu(), **wanted)
+            created, live = create_network(self._core, live)
+            return created, views.network(live.record)
+
+        return self._network_turn(wanted["type"], work)
+
+    def replace_default_policy(self, name: str, document: Any) -> Future[JSON]:
+        """Replace a network's default policy; answers when the kernel holds it everywhere."""
+        type_ = self._core.networks.get(name).record.type
+
+        def work() -> JSON:
+            return views.network(replace_default(self._core, self._core.networks.get(name), document).record)
+
+        return self._network_turn(type_, work)
+
+    def delete_network(self, name: str) -> Future[None]:
+        """Remove a network. Raises Conflict naming who holds it."""
+        type_ = self._core.networks.get(name).record.type
+        return self._network_turn(type_, lambda: delete_network(self._core, name))
+
+    def configure(self, handle: str, document: Any) -> Future[tuple[bool, JSON]]:
+        """Store a container's config; of one that is up, attach and detach live. True when it is the first."""
+        check_handle(handle)
+        wanted = documents.config(document)
+        names = [join.network for join in wanted.attach_to]
+
+        def work() -> tuple[bool, JSON]:
+            created = configure(self._core, handle, wanted)
+            told = views.config(views.known(self._core, handle))
+            assert told is not None
+            return created, {"handle": handle, **told}
+
+        return self._turn(handle, lambda: self._place(self._touches_foreign(handle, names), work))
+
+    def forget(self, handle: str) -> Future[None]:
+        """Forget a container's config and policy. Raises Conflict while it is up."""
+        check_handle(handle)
+        return self._turn(handle, lambda: self._core.lane.call(forget, self._core, handle))
+
+    def replace_policy(self, handle: str, document: Any) -> Future[JSON]:
+        """Replace all of a container's policies; answers when the kernel holds them."""
+        check_handle(handle)
+        wanted = documents.policies(document)
+
+        def work() -> JSON:
+            try:
+                replace_policies(self._core, handle, wanted)
+            except DriverError as err:
+                err.details = {"networks": views.policy(self._core, handle)["networks"]}
+                raise
+            return views.policy(self._core, handle)
+
+        return self._turn(handle, lambda: self._place(self._touches_foreign(handle, list(wanted)), work))
+
+    def up(self, handle: str, body: Any) -> Future[JSON]:
+        """Bring a container up; `body` is what the engine says of it."""
+        check_handle(handle)
+        asked = documents.up_request(body)
+        job = UpJob(handle, asked.pid, asked.properties, Garden(asked.net_in, asked.net_out))
+
+        def start() -> Future[JSON]:
+            if is_mixed(self._core, job):
+                return self._off_lane.submit(bring_up_mixed, self._core, job)
+            return self._core.lane.group(self._bring_up, job)
+
+        return self._turn(handle, start)
+
+    def down(self, handle: str) -> Future[JSON]:
+        """Take a container down. An unknown handle is down already."""
+        check_handle(handle)
+
+        def start() -> Future[JSON]:
+            if self._touches_foreign(handle, ()):
+                return self._off_lane.submit(bring_down_mixed, self._core, DownJob(handle))
+            return self._core.lane.group(self._bring_down, DownJob(handle))
+
+        return self._turn(handle, start)
+
+    # Turns and places
+
+    def _bring_up(self, jobs: list[UpJob]) -> list[JSON | BaseException]:
+        return bring_up(self._core, jobs)
+
+    def _bring_down(self, jobs: list[DownJob]) -> list[JSON | BaseException]:
+        return bring_down(self._core, jobs)
+
+    def _turn(self, handle: str, start: Callable[[], Future[T]]) -> Future[T]:
+        return self._turns.enter(("container", handle), start)
+
+    def _network_turn(self, type_: str, work: Callable[[], T]) -> Future[T]:
+        foreign = type_ in self._core.foreign
+        return self._turns.enter("networks", lambda: self._place(foreign, work))
+
+    def _place(self, foreign: bool, work: Callable[[], T]) -> Future[T]:
+        """Work that may wait for a foreign driver must not hold up the lane that driver needs."""
+        return self._off_lane.submit(work) if foreign else self._core.lane.call(work)
+
+    def _touches_foreign(self, handle: str, networks: list[str] | tuple[str, ...]) -> bool:
+        if not self._core.foreign:
+            return False
+        records = containers.attachments_of(self._core.database.reader(), handle)
+        names = {record.network for record in records} | set(networks)
+        return any(name in self._core.networks and not is_planned(self._core.networks.get(name)) for name in names)
+
+    def _submit_repair(self, handle: str, repair: Callable[[Core, str], None]) -> Future[None]:
+        return self._turn(
+            handle, lambda: self._place(self._touches_foreign(handle, ()), lambda: repair(self._core, handle))
+        )
+
+    def _process_ended(self, handle: str) -> None:
+        """The watch saw a container's process end: take it down, unless it has come up with another meanwhile."""
+
+        def start() -> Future[Any]:
+            record = containers.container(self._core.database.reader(), handle)
+            if record is None or record.life is None or alive(ProcessId(record.life.pid, record.life.start_time)):
+                done: Future[None] = Future()
+                done.set_result(None)
+                return done
+            log.info("process ended", extra={"handle": handle, "pid": record.life.pid})
+            if self._touches_foreign(handle, ()):
+                return self._off_lane.submit(bring_down_mixed, self._core, DownJob(handle))
+            return self._core.lane.group(self._bring_down, DownJob(handle))
+
+        try:
+            self._turn(handle, start)
+        except ConetError:
+            log.debug("stopping; the next start finds that the process has ended", extra={"handle": handle})
