@@ -1,0 +1,75 @@
+"""The network type `bridge`: containers on a Linux bridge, with an egress policy and published ports each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import ClassVar
+
+from conetd.driver import JSON, Attachment, Conflict, Invalid, Lease, Network, PlannedDriver, PortRequest
+from conetd.plan import Plan
+from conetd_bridge import plans
+from conetd_bridge.addresses import allocate
+from conetd_bridge.config import BridgeConfig, ConfigSchema
+from conetd_bridge.policy import BridgePolicy, PolicySchema
+
+
+class BridgeDriver(PlannedDriver[BridgeConfig, BridgePolicy]):
+    """Containers of a network share a bridge and a subnet; the host routes between it and the world."""
+
+    api_version = 1
+    capabilities: ClassVar[frozenset[str]] = frozenset({"garden"})
+    config_schema = ConfigSchema
+    policy_schema = PolicySchema
+
+    def check_network(self, new: Network[BridgeConfig], others: Sequence[Network[BridgeConfig]]) -> None:
+        for other in others:
+            if other.name != new.name:
+                _refuse_overlap(new, other)
+
+    def check_policy(self, network: Network[BridgeConfig], policy: BridgePolicy) -> None:
+        for request in policy.net_in:
+            if request.host_ip is not None and request.host_ip.version == 6 and network.config.subnet6 is None:
+                path = f"{request.path}.host_ip"
+                raise Invalid(
+                    f'{path}: nothing can be published on {request.host_ip}: network "{network.name}" has no subnet6',
+                    fields={path: "the network has no IPv6"},
+                )
+
+    def allocate(self, network: Network[BridgeConfig], attachment: Attachment, held: Collection[str]) -> Lease:
+        return allocate(network, attachment.requested, held)
+
+    def port_requests(self, policy: BridgePolicy) -> Sequence[PortRequest]:
+        return policy.net_in
+
+    def plan_network(self, network: Network[BridgeConfig]) -> Plan:
+        return plans.plan_network(network)
+
+    def plan_attachment(self, network: Network[BridgeConfig], attachment: Attachment) -> Plan:
+        return plans.plan_attachment(network, attachment)
+
+    def plan_policy(self, network: Network[BridgeConfig], attachment: Attachment, policy: BridgePolicy) -> Plan:
+        return plans.plan_policy(attachment, policy)
+
+    def describe(self, network: Network[BridgeConfig], attachment: Attachment) -> JSON:
+        return plans.describe(network, attachment)
+
+
+def _refuse_overlap(new: Network[BridgeConfig], other: Network[BridgeConfig]) -> None:
+    for field, mine, theirs in (
+        ("subnet", new.config.subnet, other.config.subnet),
+        ("subnet6", new.config.subnet6, other.config.subnet6),
+    ):
+        if mine is not None and theirs is not None and mine.overlaps(theirs):
+            raise Conflict(
+                f'network "{new.name}": {field} {mine} overlaps {theirs} of network "{other.name}"',
+                fields={f"config.{field}": f'overlaps {theirs} of network "{other.name}"'},
+            )
+    bridge = plans.bridge_name(new)
+    if bridge == plans.bridge_name(other):
+        raise Conflict(
+            f'network "{new.name}": bridge {bridge} is already used by network "{other.name}"',
+            fields={"config.bridge": f'already used by network "{other.name}"'},
+        )
+
+
+__all__ = ["BridgeConfig", "BridgeDriver", "BridgePolicy"]
