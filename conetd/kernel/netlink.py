@@ -96,6 +96,10 @@ class Netlink:
         """Close the socket. Closing twice is fine."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """The socket's descriptor, for ioctls on its namespace."""
+        return self._socket.fileno()
+
     def exchange(self, messages: Sequence[bytes]) -> list[Answer]:
         """Send the messages in one buffer and return the kernel's answer to each, in their order.
 
