@@ -1,0 +1,164 @@
+"""How the filter's objects get into the kernel and stay there: one batch a change, drift found by reading back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from conetd.errors import KernelError
+from conetd.kernel.netlink import NETLINK_NETFILTER, Netlink
+from conetd.kernel.nft import listing as listings
+from conetd.kernel.nft import skeleton
+from conetd.kernel.nft.batch import Batch
+from conetd.kernel.nft.compare import compare, repair
+from conetd.kernel.nft.listing import Listing
+from conetd.kernel.nft.mirror import Change, Mirror, Place
+from conetd.kernel.nft.sets import CLOSED_FOR_S
+from conetd.plan import Drift, FilterObject
+
+_WHOLE = "nftables transaction"
+
+
+class NftablesBackend:
+    """The packet filter in two tables named conetd, `inet` and `bridge`, of the opening thread's namespace."""
+
+    name = "nftables"
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+        self._mirror = Mirror()
+        self._known = False  # whether the tables are known to be there
+        self._whole = False  # whether the mirror is all there should be, so that the rest may be removed
+        self._closed: dict[Place, float] = {}  # links that are shut, since when
+        self._generation = listings.generation(self._netlink)
+        self._listed: tuple[int, Listing] | None = None
+
+    def apply(self, put: Sequence[FilterObject] = (), drop: Sequence[tuple[str, str]] = ()) -> None:
+        """See FilterBackend."""
+        self._change(self._mirror.change(put, drop))
+
+    def held(self, kind: str, key: str) -> FilterObject | None:
+        """See FilterBackend."""
+        return self._mirror.objects.get((kind, key))
+
+    def sync(self, wanted: Sequence[FilterObject]) -> Sequence[Drift]:
+        """See FilterBackend."""
+        mirror = Mirror(wanted, self._mirror.uplinks)
+        drift = self._settle(mirror, (), prune=True)
+        self._whole = True
+        return drift
+
+    def check(self, wanted: Sequence[FilterObject]) -> Sequence[Drift]:
+        """See FilterBackend."""
+        whole = self._mirror.after(self._mirror.change(wanted, ()))
+        return compare(self._listing(), whole, whole.units_of(wanted))
+
+    def disturbed(self) -> bool:
+        """See FilterBackend."""
+        now = listings.generation(self._netlink)
+        changed = now != self._generation
+        self._generation = now
+        return changed
+
+    def set_opened(self, uplinks: Sequence[str]) -> None:
+        """See FilterBackend."""
+        self._change(self._mirror.change((), (), uplinks))
+        self._mirror.uplinks = tuple(uplinks)
+
+    def remove_all(self) -> None:
+        """See FilterBackend."""
+        listing = listings.read(self._netlink)
+        if listing.present:
+            batch = Batch()
+            batch.before_all(skeleton.remove(listing.present), _WHOLE)
+            self._commit(batch)
+        self._mirror = Mirror()
+        self._known = self._whole = False
+        self._closed.clear()
+
+    def close(self) -> None:
+        """See FilterBackend."""
+        self._netlink.close()
+
+    def _change(self, change: Change) -> None:
+        if not change and self._known:
+            self._mirror.commit(change)
+            return
+        if self._known:
+            batch = Batch()
+            for unit in change.units:
+                batch.unit(unit)
+            batch.close(change.closed)
+            batch.reopen([place for place in change.reopened if place in self._closed])
+            if self._send(batch) is None:
+                self._mirror.commit(change)
+                self._note_links(change.closed, change.reopened)
+                return
+        # The tables are not as remembered, or never were looked at: read them, and make them what they should be.
+        after = self._mirror.after(change)
+        self._settle(after, change.closed, prune=self._whole)
+
+    def _settle(self, mirror: Mirror, closed: Sequence[Place], *, prune: bool) -> Sequence[Drift]:
+        """Make the kernel hold what the mirror says; with `prune`, nothing else. Tells what was not so."""
+        before = listings.generation(self._netlink)
+        listing = listings.read(self._netlink)
+        drift = compare(listing, mirror, mirror.units, prune=prune)
+        batch, shut = repair(listing, mirror, prune=prune)
+        if listing.unsound:
+            shut = [*shut, *self._closed]
+        links = mirror.links
+        batch.close([place for place in {*shut, *closed} if place not in links])
+        batch.reopen(
+            [place for place in links if place in self._closed or place[1] in listing.elements.get(place[0], ())]
+        )
+        self._generation = before
+        if batch:
+            self._commit(batch)
+        self._mirror = mirror
+        self._known = True
+        self._note_links([*shut, *closed], links)
+        return drift
+
+    def _listing(self) -> Listing:
+        """Both tables as they are; read again only when somebody has changed anything since."""
+        now = listings.generation(self._netlink)
+        if self._listed is None or self._listed[0] != now:
+            self._listed = (now, listings.read(self._netlink))
+        return self._listed[1]
+
+    def _commit(self, batch: Batch) -> None:
+        refused = self._send(batch)
+        if refused is not None:
+            raise refused
+
+    def _send(self, batch: Batch) -> KernelError | None:
+        """Send one batch, which the kernel takes as a whole or not at all. Returns why it did not."""
+        messages, labels = batch.written()
+        answers = self._netlink.exchange(messages)
+        for answer, label in zip(answers, labels, strict=True):
+            if answer.errno:
+                return KernelError("change", label or _WHOLE, answer.errno, answer.detail)
+        self._generation = self._generation + 1 & 0xFFFFFFFF or 1  # the kernel skips 0
+        return None
+
+    def _note_links(self, closed: Iterable[Place], opened: Iterable[Place]) -> None:
+        now = time.monotonic()
+        for place in closed:
+            self._closed[place] = now
+        for place in opened:
+            self._closed.pop(place, None)
+        while self._closed:
+            place, since = next(iter(self._closed.items()))
+            if now - since < CLOSED_FOR_S:
+                return
+            del self._closed[place]
+
+
+def available() -> bool:
+    """Whether the kernel answers nf_tables requests here and lets us make them."""
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            listings.generation(netlink)
+    except (OSError, KernelError):
+        return False
+    return True

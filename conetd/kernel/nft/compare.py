@@ -1,0 +1,97 @@
+"""Where the kernel's tables differ from what they should hold, in words and as the batch that repairs it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from conetd.kernel.nft import skeleton
+from conetd.kernel.nft.batch import Batch
+from conetd.kernel.nft.listing import Listing
+from conetd.kernel.nft.mirror import Mirror, Place, Unit
+from conetd.kernel.nft.objects import Element
+from conetd.kernel.nft.sets import SETS
+from conetd.plan import Drift
+
+_NOBODY = "packet filter"
+
+
+def compare(listing: Listing, mirror: Mirror, units: Collection[Unit], *, prune: bool = False) -> list[Drift]:
+    """Tell what the units lack or have otherwise; with `prune`, also what nobody should have."""
+    if listing.unsound:
+        if not listing.present and not mirror.objects:
+            return []  # the first start on this host
+        return [Drift(skeleton.NAMES[family], reason) for family, reason in listing.unsound.items()]
+    found: list[Drift] = []
+    for unit in units:
+        holding = mirror.holdings[unit]
+        label = mirror.label(unit)
+        for name, fingerprint in holding.chains.items():
+            if listing.chains.get(name) != fingerprint:
+                found.append(
+                    Drift(label, f"has {'other rules in' if name in listing.chains else 'lost'} its chain {name}")
+                )
+        lost: dict[str, int] = {}
+        for name, key, data in holding.elements:
+            if listing.elements[name].get(key) != data:
+                lost[name] = lost.get(name, 0) + 1
+        found += (Drift(label, f"has lost {count} of its elements in {name}") for name, count in lost.items())
+    if prune:
+        for place, _ in _surplus(listing, mirror):
+            found.append(Drift(_NOBODY, f"had an element in {place[0]} that nobody wants"))
+        found += (Drift(_NOBODY, f"had a chain {name} that nobody wants") for name in _surplus_chains(listing, mirror))
+    return found
+
+
+def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> tuple[Batch, list[Place]]:
+    """The batch that makes the tables hold what the mirror says, and the links it takes from endpoints nobody wants.
+
+    Tables that cannot be kept are made anew in the same batch, so that no packet finds them gone.
+    """
+    batch = Batch()
+    shut: list[Place] = []
+    if listing.unsound:
+        whole = "nftables tables"
+        batch.before_all(skeleton.remove(listing.present), whole)
+        batch.before_all(skeleton.create(), whole)
+        listing = Listing(elements={name: {} for name in SETS})
+    for unit, holding in mirror.holdings.items():
+        label = mirror.label(unit)
+        wrong = {name for name, fingerprint in holding.chains.items() if listing.chains.get(name) != fingerprint}
+        if wrong:
+            for chain in mirror.contribution(unit).chains:
+                if chain.name in wrong:
+                    (batch.refill_chain if chain.name in listing.chains else batch.new_chain)(chain, label)
+    added: set[Place] = set()
+    for unit, holding in mirror.holdings.items():
+        label = mirror.label(unit)
+        missing: list[Element] = []
+        for name, key, data in holding.elements:
+            there = listing.elements[name].get(key)
+            if there == data or (name, key) in added:
+                continue
+            if there is not None:
+                batch.delete([(name, key)], label)
+            missing.append((name, key, data))
+            added.add((name, key))
+        batch.add(missing, label)
+    if prune:
+        for place, _ in _surplus(listing, mirror):
+            batch.delete([place], _NOBODY)
+            if place[0] == "ports":
+                shut.append(("closed_ports", place[1]))
+        for name in _surplus_chains(listing, mirror):
+            batch.delete_chain(name, _NOBODY)
+    return batch, shut
+
+
+def _surplus(listing: Listing, mirror: Mirror) -> Iterator[tuple[Place, bytes]]:
+    for name, elements in listing.elements.items():
+        if not SETS[name].timeout_s:
+            for key, data in elements.items():
+                if (name, key) not in mirror:
+                    yield (name, key), data
+
+
+def _surplus_chains(listing: Listing, mirror: Mirror) -> Iterable[str]:
+    wanted = {name for holding in mirror.holdings.values() for name in holding.chains}
+    return sorted(listing.chains.keys() - wanted)

@@ -1,0 +1,242 @@
+"""How the inet table judges packets: which fixed chains stand at which hook, and what each of their rules is for."""
+
+from __future__ import annotations
+
+import struct
+
+from conetd.kernel.nft import expressions as e
+from conetd.kernel.nft.bridge_table import MAPPED_BIT
+from conetd.kernel.nft.chain import Chain, KernelRule
+from conetd.kernel.nft.hooks import (
+    FORWARD,
+    INPUT,
+    OUTPUT,
+    POSTROUTING,
+    PREROUTING,
+    BaseChain,
+    accept,
+    drop,
+    interface,
+    rules,
+)
+from conetd.kernel.nft.sets import ADDRESS
+
+# linux/netfilter_ipv4.h
+_RAW, _DSTNAT, _AFTER_DSTNAT, _FILTER, _SRCNAT = -300, -100, -99, 0, 100
+_INGRESS = _FILTER + 1  # a hook of its own: what a container may send, another must also be willing to take
+_BOTH = (4, 6)
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_HOST_PROHIBITED, _ADMIN_PROHIBITED = 10, 1  # ICMP type 3, ICMPv6 type 1
+
+
+def _words(family: int) -> int:
+    return ADDRESS[family].length // 4
+
+
+def _pair(family: int, name: str, *, negate: bool = False) -> bytes:
+    """Go on only if the set of pairs has the packet's source and destination."""
+    loads = e.source(family) + e.destination(family, _words(family))
+    return e.family_is(family) + loads + e.lookup(name, negate=negate)
+
+
+def _interface_and_source(family: int) -> bytes:
+    return e.family_is(family) + e.meta(e.IIFNAME) + e.source(family, 4)
+
+
+def _destination_and_port(family: int) -> bytes:
+    width = _words(family)
+    return e.destination(family) + e.meta(e.L4PROTO, width) + e.destination_port(width + 1)
+
+
+def _status(bit: int, *, on: bool) -> bytes:
+    return e.ct(e.CT_STATUS) + e.masked(struct.pack("=I", bit)) + e.equal(bytes(4), negate=on)
+
+
+def _known_flow() -> bytes:
+    mask = struct.pack("=I", e.CT_ESTABLISHED_RELATED)
+    return e.ct(e.CT_STATE) + e.masked(mask) + e.equal(bytes(4), negate=True)
+
+
+def unconfirmed() -> bytes:
+    """Go on only with the very first packet of a connection: later ones find it confirmed, with or without a reply."""
+    return _status(e.IPS_CONFIRMED, on=False)
+
+
+def _icmpv6(kind: int) -> bytes:
+    protocol = e.meta(e.L4PROTO) + e.equal(b"\x3a")
+    return e.family_is(6) + protocol + e.payload(e.TRANSPORT, 0, 1) + e.equal(bytes((kind,)))
+
+
+def _link_local(address: bytes) -> bytes:
+    return e.family_is(6) + address + e.masked(b"\xff\xc0" + bytes(14)) + e.equal(b"\xfe\x80" + bytes(14))
+
+
+# ip_forward() takes unicast frames alone: others are on their way through a bridge and br_netfilter shows them to us.
+# The bridge table has judged them, and without br_netfilter we should not see them.
+_GROUP_FRAME = e.meta(e.PKTTYPE) + e.equal(b"\0", negate=True)
+
+
+def _prerouting() -> tuple[Chain | BaseChain, ...]:
+    """Only endpoints speak, in every packet whatever the flow, so that nothing passes once they are gone."""
+    mark = rules(
+        *(
+            (f"identity, IPv{family}", _interface_and_source(family) + e.lookup(f"mark{family}", into=0) + e.set_mark())
+            for family in _BOTH
+        )
+    )
+    unspecified = e.family_is(6) + e.source(6) + e.equal(bytes(16))
+    source = rules(
+        *(
+            (
+                f"of an endpoint, IPv{family}",
+                _interface_and_source(family) + e.lookup(f"source{family}") + e.goto("mark"),
+            )
+            for family in _BOTH
+        ),
+        ("duplicate address detection", unspecified + _icmpv6(_SOLICITATION) + accept()),
+        ("of nobody", drop()),
+    )
+    entry = rules(
+        ("from a link that is shut", interface("closed") + drop()),
+        ("from an interface of ours", interface("ours") + e.goto("source")),
+    )
+    exit_ = rules(("to a link that is shut", interface("closed", e.OIFNAME) + drop()))
+    return (
+        Chain("mark", mark),
+        Chain("source", source),
+        BaseChain("filter", PREROUTING, _RAW, Chain("prerouting", entry)),
+        BaseChain("filter", POSTROUTING, _RAW, Chain("postrouting", exit_)),
+    )
+
+
+def _published(family: int) -> bytes:
+    key = e.meta(e.L4PROTO) + e.destination_port(1)
+    if family == 4:
+        not_loopback = e.destination(4, 8) + e.masked(b"\xff\0\0\0", 8) + e.equal(b"\x7f\0\0\0", 8, negate=True)
+    else:
+        not_loopback = e.destination(6, 8) + e.equal(bytes(15) + b"\1", 8, negate=True)
+    found = e.lookup(f"published{family}", into=0) + not_loopback + e.destination_is_local()
+    return e.family_is(family) + key + found + e.dnat(family, 0, _words(family))
+
+
+def _published_at(family: int) -> bytes:
+    found = e.lookup(f"published_at{family}", into=0)
+    return e.family_is(family) + _destination_and_port(family) + found + e.dnat(family, 0, _words(family))
+
+
+def _nat() -> tuple[Chain | BaseChain, ...]:
+    publish = rules(
+        *((f"on one address, IPv{family}", _published_at(family)) for family in _BOTH),
+        *((f"on every address, IPv{family}", _published(family)) for family in _BOTH),
+    )
+    mapped_bit = e.meta(e.MARK) + e.masked(
+        struct.pack("=I", ~MAPPED_BIT & 0xFFFFFFFF), xor=struct.pack("=I", MAPPED_BIT)
+    )
+    mapped = rules(
+        *(
+            (
+                f"mapped into an isolated network, IPv{family}",
+                _status(e.IPS_DST_NAT, on=True) + _pair(family, f"isolated{family}") + mapped_bit + e.set_mark(),
+            )
+            for family in _BOTH
+        )
+    )
+    redirect = rules(("published ports", e.jump("publish")))
+    return (
+        Chain("publish", publish),
+        BaseChain("nat", PREROUTING, _DSTNAT, Chain("nat_prerouting", redirect)),
+        BaseChain("nat", OUTPUT, _DSTNAT, Chain("nat_output", redirect)),
+        BaseChain("filter", PREROUTING, _AFTER_DSTNAT, Chain("mapped", mapped)),
+        BaseChain("nat", POSTROUTING, _SRCNAT, Chain("nat_postrouting", _masquerade())),
+    )
+
+
+def _masquerade() -> tuple[KernelRule, ...]:
+    dnated = _status(e.IPS_DST_NAT, on=True)
+    return rules(
+        ("group frame inside a bridge", _GROUP_FRAME + accept()),
+        ("to link-local", _link_local(e.destination(6)) + accept()),
+        *(
+            (f"published, from the same network, IPv{family}", dnated + _pair(family, f"same{family}") + e.masquerade())
+            for family in _BOTH
+        ),
+        *(
+            (
+                f"published, default route elsewhere, IPv{family}",
+                e.family_is(family)
+                + dnated
+                + _destination_and_port(family)
+                + e.lookup(f"snat{family}")
+                + e.masquerade(),
+            )
+            for family in _BOTH
+        ),
+        *(
+            (
+                f"out of the network, IPv{family}",
+                _pair(family, f"masquerade{family}") + _pair(family, f"same{family}", negate=True) + e.masquerade(),
+            )
+            for family in _BOTH
+        ),
+    )
+
+
+def _forward() -> tuple[Chain | BaseChain, ...]:
+    not_mapped = _status(e.IPS_DST_NAT, on=False)
+    egress = rules(
+        ("group frame inside a bridge", _GROUP_FRAME + accept()),
+        *((f"isolated, IPv{family}", not_mapped + _pair(family, f"isolated{family}") + drop()) for family in _BOTH),
+        *((f"inside a network, IPv{family}", _pair(family, f"same{family}") + accept()) for family in _BOTH),
+        # the kernel forwards none: again frames inside a bridge
+        ("from link-local", _link_local(e.source(6)) + accept()),
+        ("to link-local", _link_local(e.destination(6)) + accept()),
+        *(
+            (f"of an endpoint, IPv{family}", _interface_and_source(family) + e.verdict_map(f"egress{family}"))
+            for family in _BOTH
+        ),
+        ("of nobody, or without a policy", drop()),
+    )
+    strangers = interface("opened") + interface("ours", e.OIFNAME, negate=True)
+    forward = rules(
+        ("known flow", _known_flow() + accept()),
+        ("no router for strangers", strangers + drop()),
+        ("from a container", interface("ours") + e.goto("egress")),
+    )
+    ingress = rules(
+        ("known flow", _known_flow() + accept()),
+        *(
+            # elsewhere this traffic never reaches us, so it is not judged here either
+            (f"inside a bridged network, IPv{family}", interface("bridges") + _pair(family, f"same{family}") + accept())
+            for family in _BOTH
+        ),
+        *(
+            (
+                f"to an endpoint, IPv{family}",
+                e.family_is(family) + e.destination(family) + e.verdict_map(f"ingress{family}"),
+            )
+            for family in _BOTH
+        ),
+    )
+    return (
+        Chain("egress", egress),
+        BaseChain("filter", FORWARD, _FILTER, Chain("forward", forward)),
+        BaseChain("filter", FORWARD, _INGRESS, Chain("ingress", ingress)),
+    )
+
+
+def _input() -> tuple[Chain | BaseChain, ...]:
+    to_host = rules(
+        ("known flow", _known_flow() + accept()),
+        ("neighbour solicitation", _icmpv6(_SOLICITATION) + accept()),
+        ("neighbour advertisement", _icmpv6(_ADVERTISEMENT) + accept()),
+        ("host access", interface("host_access") + accept()),
+        ("host-prohibited", e.family_is(4) + e.reject_icmp(_HOST_PROHIBITED)),
+        ("admin-prohibited", e.family_is(6) + e.reject_icmp(_ADMIN_PROHIBITED)),
+    )
+    entry = rules(("from a container", interface("ours") + e.goto("to_host")))
+    return (Chain("to_host", to_host), BaseChain("filter", INPUT, _FILTER, Chain("input", entry)))
+
+
+def chains() -> tuple[Chain | BaseChain, ...]:
+    """Every fixed chain; one that others lead to stands before them."""
+    return _prerouting() + _nat() + _forward() + _input()

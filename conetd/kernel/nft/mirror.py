@@ -1,0 +1,278 @@
+"""What the tables should hold for the objects in force, and what has to change for others. Pure.
+
+Elements that several units share (a bridge's name) are counted, so that they go with the last one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from conetd.errors import KernelError
+from conetd.kernel.nft.chain import Chain
+from conetd.kernel.nft.objects import Contribution, Element, name_key, of_attachment, of_network
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, identity
+
+Identity = tuple[str, str]
+Unit = tuple[str, str]  # NETWORK, ATTACHMENT or UPLINKS, and the key
+Place = tuple[str, bytes]  # of an element: set and key
+
+NETWORK, ATTACHMENT, UPLINKS = "network", "attachment", "uplinks"
+_OPENED: Unit = (UPLINKS, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one unit has in the tables: its elements, and its chains by name and fingerprint."""
+
+    elements: tuple[Element, ...]
+    chains: Mapping[str, str]
+
+
+_EMPTY = Holding((), {})
+
+
+@dataclass(slots=True)
+class UnitChange:
+    """What has to change for one unit. Elements that are deleted leave before any is added."""
+
+    unit: Unit
+    label: str
+    delete: list[Place] = field(default_factory=list)
+    add: list[Element] = field(default_factory=list)
+    new_chains: list[Chain] = field(default_factory=list)
+    refill_chains: list[Chain] = field(default_factory=list)
+    gone_chains: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.delete or self.add or self.new_chains or self.refill_chains or self.gone_chains)
+
+
+@dataclass(slots=True)
+class Change:
+    """From the objects in force to others: what to tell the kernel, and how the mirror looks after it."""
+
+    objects: dict[Identity, FilterObject | None]
+    holdings: dict[Unit, Holding]
+    counts: dict[Place, tuple[int, bytes]]
+    units: list[UnitChange]
+    closed: list[Place]
+    reopened: list[Place]
+
+    def __bool__(self) -> bool:
+        return bool(self.units or self.closed)
+
+
+class Mirror:
+    """The objects in force and what they come to."""
+
+    def __init__(self, objects: Iterable[FilterObject] = (), uplinks: Sequence[str] = ()) -> None:
+        self.objects: dict[Identity, FilterObject] = {}
+        self.holdings: dict[Unit, Holding] = {}
+        self.uplinks = tuple(uplinks)
+        self._counts: dict[Place, tuple[int, bytes]] = {}
+        self._attachments: dict[str, set[str]] = {}  # of each network
+        self.commit(self.change(tuple(objects), (), self.uplinks))
+
+    def __contains__(self, place: Place) -> bool:
+        """Whether any unit has an element there."""
+        return place in self._counts
+
+    @property
+    def units(self) -> Collection[Unit]:
+        """All that have something in the tables."""
+        return self.holdings.keys()
+
+    @property
+    def links(self) -> list[Place]:
+        """Of each endpoint, where its link would stand if it were shut."""
+        return [place for one in self.objects.values() for place in _links(one)]
+
+    def units_of(self, objects: Iterable[FilterObject]) -> list[Unit]:
+        """The units that these objects make up, as far as they have something in the tables."""
+        wanted = {(NETWORK if isinstance(one, NetworkFilter) else ATTACHMENT, one.key): None for one in objects}
+        return [unit for unit in wanted if unit in self.holdings]
+
+    def after(self, change: Change) -> Mirror:
+        """How the mirror looks once the change is made; this one stays as it is."""
+        other = Mirror()
+        other.objects = dict(self.objects)
+        other.holdings = dict(self.holdings)
+        other.uplinks = self.uplinks
+        other._counts = dict(self._counts)
+        other._attachments = {network: set(members) for network, members in self._attachments.items()}
+        other.commit(change)
+        return other
+
+    def change(
+        self, put: Sequence[FilterObject], drop: Sequence[Identity], uplinks: Sequence[str] | None = None
+    ) -> Change:
+        """What has to change for these objects to be put and dropped. Changes nothing itself.
+
+        Raises KernelError (EEXIST) when two objects want one element otherwise, such as one host port.
+        """
+        objects: dict[Identity, FilterObject | None] = {}
+        for one in drop:
+            if one in self.objects:
+                objects[one] = None
+        for wanted in put:
+            key = identity(wanted)
+            if self.objects.get(key) == wanted:
+                objects.pop(key, None)
+            else:
+                objects[key] = wanted
+        change = Change(objects, {}, {}, [], [], [])
+        for unit in self._touched(objects):
+            self._change_unit(change, unit, self._contribution(unit, objects))
+        if uplinks is not None:
+            opened = tuple(("opened", name_key(name), b"") for name in sorted(set(uplinks)))
+            self._change_unit(change, _OPENED, Contribution(opened))
+        _settle(change, self._counts)
+        for key, wanted_or_none in objects.items():
+            if key[0] == "Endpoint":
+                self._change_links(change, self.objects.get(key), wanted_or_none)
+        return change
+
+    def commit(self, change: Change) -> None:
+        """Make the change: the kernel has it."""
+        for key, wanted in change.objects.items():
+            self._forget_member(key)
+            if wanted is None:
+                del self.objects[key]
+            else:
+                self.objects[key] = wanted
+                if isinstance(wanted, Endpoint):
+                    self._attachments.setdefault(wanted.network, set()).add(wanted.key)
+        for unit, holding in change.holdings.items():
+            if holding.elements or holding.chains:
+                self.holdings[unit] = holding
+            else:
+                self.holdings.pop(unit, None)
+        for place, (count, data) in change.counts.items():
+            if count:
+                self._counts[place] = (count, data)
+            else:
+                self._counts.pop(place, None)
+
+    def contribution(self, unit: Unit) -> Contribution:
+        """Work out again what a unit comes to, for its chains."""
+        return self._contribution(unit, {})
+
+    def label(self, unit: Unit, objects: Mapping[Identity, FilterObject | None] | None = None) -> str:
+        """A name for the unit that a person knows."""
+        kind, key = unit
+        if kind == ATTACHMENT:
+            found = (objects or {}).get(("Endpoint", key)) or self.objects.get(("Endpoint", key))
+            if isinstance(found, Endpoint):
+                return f"filter of container {found.handle} ({key})"
+        return "filter of the uplinks" if kind == UPLINKS else f"filter of {kind} {key}"
+
+    def _touched(self, objects: Mapping[Identity, FilterObject | None]) -> Iterator[Unit]:
+        touched: dict[Unit, None] = {}
+        for kind, key in objects:
+            if kind != "NetworkFilter":
+                touched[ATTACHMENT, key] = None
+                continue
+            touched[NETWORK, key] = None
+            for attachment in sorted(self._attachments.get(key, ())):
+                touched[ATTACHMENT, attachment] = None
+        yield from touched
+
+    def _contribution(self, unit: Unit, objects: Mapping[Identity, FilterObject | None]) -> Contribution:
+        kind, key = unit
+
+        def get(identity: Identity) -> FilterObject | None:
+            return objects[identity] if identity in objects else self.objects.get(identity)
+
+        if kind == UPLINKS:
+            return Contribution(self.holdings.get(unit, _EMPTY).elements)
+        if kind == NETWORK:
+            network = get(("NetworkFilter", key))
+            return of_network(network if isinstance(network, NetworkFilter) else None)
+        endpoint, policy = get(("Endpoint", key)), get(("EndpointPolicy", key))
+        if not isinstance(endpoint, Endpoint):
+            return of_attachment(None, None, None)
+        network = get(("NetworkFilter", endpoint.network))
+        return of_attachment(
+            endpoint,
+            policy if isinstance(policy, EndpointPolicy) else None,
+            network if isinstance(network, NetworkFilter) else None,
+        )
+
+    def _change_unit(self, change: Change, unit: Unit, wanted: Contribution) -> None:
+        before = self.holdings.get(unit, _EMPTY)
+        after = Holding(wanted.elements, {chain.name: chain.fingerprint for chain in wanted.chains})
+        change.holdings[unit] = after
+        one = UnitChange(unit, self.label(unit, change.objects))
+        change.units.append(one)
+        for chain in wanted.chains:
+            held = before.chains.get(chain.name)
+            if held is None:
+                one.new_chains.append(chain)
+            elif held != after.chains[chain.name]:
+                one.refill_chains.append(chain)
+        one.gone_chains = [name for name in before.chains if name not in after.chains]
+        if before.elements != after.elements:
+            for name, key, _ in before.elements:
+                place = (name, key)
+                count, held_data = change.counts.get(place) or self._counts[place]
+                change.counts[place] = (count - 1, held_data)
+                one.delete.append(place)
+            one.add = list(after.elements)
+
+    def _change_links(self, change: Change, before: FilterObject | None, after: FilterObject | None) -> None:
+        # Once its endpoint is gone nothing tells its link from a stranger's; so it is shut by name.
+        links_before, links_after = _links(before), _links(after)
+        change.closed += links_before - links_after
+        change.reopened += links_after - links_before
+
+    def _forget_member(self, key: Identity) -> None:
+        before = self.objects.get(key)
+        if isinstance(before, Endpoint):
+            members = self._attachments[before.network]
+            members.discard(before.key)
+            if not members:
+                del self._attachments[before.network]
+
+
+def _links(endpoint: FilterObject | None) -> set[Place]:
+    if not isinstance(endpoint, Endpoint):
+        return set()
+    if endpoint.port is None:
+        return {("closed", name_key(endpoint.interface))}
+    return {("closed_ports", name_key(endpoint.port))}
+
+
+def _settle(change: Change, before: Mapping[Place, tuple[int, bytes]]) -> None:
+    """Count what is added, and leave to each unit only the elements that really come or go."""
+    for unit in change.units:
+        for name, key, data in unit.add:
+            place = (name, key)
+            count, held_data = change.counts.get(place) or before.get(place, (0, data))
+            if count and held_data != data:
+                taken = f"an element of {name} that another object has with other data: {key.hex()}"
+                raise KernelError("put", unit.label, errno.EEXIST, taken)
+            change.counts[place] = (count + 1, data)
+    seen: set[Place] = set()
+    for unit in change.units:
+        deleted = [place for place in unit.delete if _goes(place, change, before) and place not in seen]
+        seen.update(deleted)
+        unit.delete = deleted
+    added: set[Element] = set()
+    for unit in change.units:
+        fresh: list[Element] = []
+        for one in unit.add:
+            place = one[:2]
+            known = before.get(place)
+            if (known is None or known[0] == 0 or place in seen or known[1] != one[2]) and one not in added:
+                fresh.append(one)
+                added.add(one)
+        unit.add = fresh
+    change.units = [unit for unit in change.units if unit]
+
+
+def _goes(place: Place, change: Change, before: Mapping[Place, tuple[int, bytes]]) -> bool:
+    """Whether the kernel must delete the element: nobody has it any more, or its data changes."""
+    count, data = change.counts[place]
+    return count == 0 or data != before[place][1]

@@ -1,0 +1,212 @@
+"""Which elements and chains the filter's objects come to. Pure: values in, values out.
+
+Objects are worked out in units: a network by itself, an attachment's Endpoint and EndpointPolicy together with their
+network. Whatever of a unit is missing leaves it more closed, never more open.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from conetd.kernel.nft import expressions as e
+from conetd.kernel.nft import wire
+from conetd.kernel.nft.chain import Chain, KernelRule
+from conetd.kernel.nft.inet_table import unconfirmed
+from conetd.kernel.nft.verdicts import announce, logs_accepted, verdict_rules
+from conetd.model import IPNetwork, Rule, log_prefix
+from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, PortMapping
+
+Element = tuple[str, bytes, bytes]
+"""Name of the set, key (of an interval: first and last value), and data as the wire has it."""
+
+_MAC_PAD = b"\0\0"
+_END = {4: (bytes(4), b"\xff" * 4), 6: (bytes(16), b"\xff" * 16)}
+_LINK_LOCAL = b"\xfe\x80" + bytes(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one unit puts into the tables."""
+
+    elements: tuple[Element, ...] = ()
+    chains: tuple[Chain, ...] = ()
+
+
+NOTHING = Contribution()
+
+
+def network_chain(key: str) -> str:
+    """The chain with the network's own rules."""
+    return f"n-{key}"
+
+
+def attachment_chains(key: str) -> tuple[str, str, str]:
+    """The chains an attachment can have: what it sends, what it is sent, and what of it is logged and accepted."""
+    return f"e-{key}", f"i-{key}", f"l-{key}"
+
+
+def of_network(network: NetworkFilter | None) -> Contribution:
+    """What a network comes to."""
+    if network is None:
+        return NOTHING
+    chains = () if _logs(network) else (Chain(network_chain(network.key), _network_rules(network)),)
+    return Contribution(tuple(_network_elements(network)), chains)
+
+
+def of_attachment(
+    endpoint: Endpoint | None, policy: EndpointPolicy | None, network: NetworkFilter | None
+) -> Contribution:
+    """What an attachment comes to."""
+    if endpoint is None:
+        return NOTHING
+    elements = _identity(endpoint, network)
+    if policy is None:
+        return Contribution(tuple(elements))
+    egress, ingress, log = attachment_chains(endpoint.key)
+    for mapping in policy.ports:
+        elements += _published(mapping)
+    chains: list[Chain] = []
+    logging = logs_accepted(policy.rules) or (policy.ingress is not None and logs_accepted(policy.ingress))
+    if network is not None:
+        interface = name_key(endpoint.interface)
+        judged = leads_to(egress)
+        elements += [(f"egress{one.version}", interface + one.packed, judged) for one in endpoint.addresses]
+        chains.append(Chain(egress, tuple(_egress(endpoint, policy, network))))
+        logging = logging or logs_accepted(network.rules)
+    if policy.ingress is not None:
+        elements += [(f"ingress{one.version}", one.packed, leads_to(ingress)) for one in endpoint.addresses]
+        chains.append(Chain(ingress, tuple(_ingress(endpoint, policy.ingress))))
+    if logging:
+        chains.insert(0, Chain(log, _log_rules(endpoint)))
+    return Contribution(tuple(elements), tuple(chains))
+
+
+@lru_cache(maxsize=4096)
+def name_key(name: str) -> bytes:
+    """An interface's name as a key."""
+    return name.encode().ljust(16, b"\0")
+
+
+def link_local(mac: bytes) -> bytes:
+    """The link-local address that follows from a MAC address (RFC 4291, appendix A)."""
+    return _LINK_LOCAL + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
+def leads_to(chain: str) -> bytes:
+    """An element's data that leads to a chain for good."""
+    return wire.verdict_data(wire.GOTO, chain)
+
+
+def _identity(endpoint: Endpoint, network: NetworkFilter | None) -> list[Element]:
+    interface = name_key(endpoint.interface)
+    mac = bytes.fromhex(endpoint.mac.replace(":", ""))
+    addresses = [(one.version, one.packed) for one in endpoint.addresses]
+    spoken = [*addresses, (6, link_local(mac))] if any(version == 6 for version, _ in addresses) else addresses
+    found: list[Element] = [("ours", interface, b"")]
+    found += [(f"source{version}", interface + packed, b"") for version, packed in spoken]
+    if endpoint.mark:
+        mark = wire.value(struct.pack("=I", endpoint.mark))
+        found += [(f"mark{version}", interface + packed, mark) for version, packed in addresses]
+    if network is not None and network.host_access and network.interface != endpoint.interface:
+        found.append(("host_access", interface, b""))
+    if endpoint.port is not None:
+        port = name_key(endpoint.port)
+        found.append(("ports", port, b""))
+        found += [(f"port{version}", port + mac + _MAC_PAD + packed, b"") for version, packed in spoken]
+        if network is None or network.isolated:
+            found.append(("isolated_ports", port, b""))
+    return found
+
+
+def _published(mapping: PortMapping) -> Iterator[Element]:
+    family = mapping.to.version
+    to = mapping.to.packed
+    protocol = bytes((mapping.protocol, 0, 0, 0))
+    service = protocol + struct.pack(">H2x", mapping.host_port)
+    target_port = struct.pack(">H2x", mapping.to_port)
+    target = wire.value(to + target_port)
+    if mapping.host_ip is None:
+        yield f"published{family}", service, target
+    else:
+        yield f"published_at{family}", mapping.host_ip.packed + service, target
+    if mapping.masquerade:
+        yield f"snat{family}", to + protocol + target_port, b""
+
+
+def _network_elements(network: NetworkFilter) -> Iterator[Element]:
+    if network.interface is not None:
+        interface = name_key(network.interface)
+        yield "ours", interface, b""
+        yield "bridges", interface, b""
+        if network.host_access:
+            yield "host_access", interface, b""
+    for family in (4, 6):
+        subnets = [_ends(one) for one in network.subnets if one.version == family]
+        pairs = [first + to_first + last + to_last for first, last in subnets for to_first, to_last in subnets]
+        for pair in pairs:
+            yield f"same{family}", pair, b""
+            if network.isolated:
+                yield f"isolated{family}", pair, b""
+        for one in network.masquerade:
+            if one.version == family:
+                first, last = _ends(one)
+                yield f"masquerade{family}", first + _END[family][0] + last + _END[family][1], b""
+
+
+def _ends(network: IPNetwork) -> tuple[bytes, bytes]:
+    return network.network_address.packed, network.broadcast_address.packed
+
+
+def _logs(network: NetworkFilter) -> bool:
+    # a shared chain cannot say whose packet it logs, so then each endpoint's chain has the rules
+    return any(rule.log for rule in network.rules)
+
+
+def _network_rules(network: NetworkFilter) -> tuple[KernelRule, ...]:
+    accepted = KernelRule(f"network {network.key}: not denied", (e.verdict(wire.ACCEPT),))
+    subject = f"network {network.key}"
+    rules = [
+        rule
+        for family in (4, 6)
+        for rule in verdict_rules(network.rules, family, prefix="", log_denied=False, log_chain="", subject=subject)
+    ]
+    return (*rules, accepted)
+
+
+def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter) -> Iterator[KernelRule]:
+    subject = _subject(endpoint)
+    yield from _judged(endpoint, policy.rules, subject, log_denied=policy.log_denied)
+    if policy.log_denied or _logs(network):
+        yield from _judged(endpoint, network.rules, f"{subject} network", log_denied=policy.log_denied)
+        yield KernelRule(f"{subject} not denied", (e.verdict(wire.ACCEPT),))
+    else:
+        yield KernelRule(f"{subject} then the network's", (e.goto(network_chain(network.key)),))
+
+
+def _ingress(endpoint: Endpoint, rules: tuple[Rule, ...]) -> Iterator[KernelRule]:
+    subject = f"{_subject(endpoint)} ingress"
+    yield from _judged(endpoint, rules, subject, log_denied=False)
+    yield KernelRule(f"{subject} not allowed", (e.verdict(wire.DROP),))
+
+
+def _judged(endpoint: Endpoint, rules: tuple[Rule, ...], subject: str, *, log_denied: bool) -> Iterator[KernelRule]:
+    prefix, log_chain = log_prefix(endpoint.handle), attachment_chains(endpoint.key)[2]
+    for family in sorted({one.version for one in endpoint.addresses}):
+        yield from verdict_rules(
+            rules, family, prefix=prefix, log_denied=log_denied, log_chain=log_chain, subject=subject
+        )
+
+
+def _subject(endpoint: Endpoint) -> str:
+    return f"{endpoint.handle[:48]}:"
+
+
+def _log_rules(endpoint: Endpoint) -> tuple[KernelRule, ...]:
+    subject = _subject(endpoint)
+    return (
+        KernelRule(f"{subject} new connection", (unconfirmed() + announce(log_prefix(endpoint.handle)),)),
+        KernelRule(f"{subject} accepted", (e.verdict(wire.ACCEPT),)),
+    )
