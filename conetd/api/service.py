@@ -1,0 +1,39 @@
+"""What the API asks of the service behind it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from conetd.model import JSON
+
+
+class Service(Protocol):
+    """Reads answer at once, though they may touch the disk; changes are queued and answer by their future.
+
+    Every refusal is a ConetError. Documents come as JSON values, unchecked but for being objects.
+    """
+
+    def networks(self) -> list[JSON]: ...
+    def network(self, name: str) -> JSON: ...
+    def containers(self) -> list[JSON]: ...
+    def container(self, handle: str) -> JSON: ...
+    def policy(self, handle: str) -> JSON: ...
+    def drivers(self) -> list[JSON]: ...
+
+    def status(self) -> tuple[bool, JSON]:
+        """Whether all is as wanted, and what is not."""
+
+    def create_network(self, document: Any) -> Future[tuple[bool, JSON]]:
+        """True: created; False: the same network was there."""
+
+    def replace_default_policy(self, name: str, document: Any) -> Future[JSON]: ...
+    def delete_network(self, name: str) -> Future[None]: ...
+
+    def configure(self, handle: str, document: Any) -> Future[tuple[bool, JSON]]:
+        """True: the first config of this handle; False: replaced."""
+
+    def forget(self, handle: str) -> Future[None]: ...
+    def replace_policy(self, handle: str, document: Any) -> Future[JSON]: ...
+    def up(self, handle: str, body: Any) -> Future[JSON]: ...
+    def down(self, handle: str) -> Future[JSON]: ...
