@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from conetd.kernel.hostports import HostPorts
-from conetd.ports import PortPool, candidates, overlaps
-
 from conetd.errors import Conflict, Exhausted, Invalid
+from conetd.kernel.hostports import HostPorts
 from conetd.model import PROTOCOL_NAMES, TCP, UDP, HostPort, PortRequest
+from conetd.ports import PortPool, candidates, overlaps
 from conetd.reconcile.joins import match_ports, settle
 from conetd.store import HostPortRecord
 
@@ -25,7 +23,7 @@ class PortKeeper:
         self._pool = pool
         self._lock = threading.Lock()
         self._last: dict[int, int | None] = {TCP: None, UDP: None}
-        self._held: defaultdict[tuple[str, str], dict[_Socket, HostPort]] = defaultdict(dict)
+        self._held: dict[str, dict[str, dict[_Socket, HostPort]]] = {}  # by handle and network
 
     def settle(
         self, handle: str, network: str, requests: Sequence[PortRequest], held: Sequence[HostPortRecord]
@@ -39,7 +37,7 @@ class PortKeeper:
         if not requests and not held:
             return ()
         with self._lock:
-            before = dict(self._held[handle, network])
+            before = dict(self._mine(handle, network))
             try:
                 return self._settle(handle, network, requests, held)
             except BaseException:
@@ -56,7 +54,7 @@ class PortKeeper:
     ) -> tuple[HostPortRecord, ...]:
         matched = match_ports(requests, held)
         standing = {_socket(found.port) for _, found in matched if found is not None}
-        mine = self._held[handle, network]
+        mine = self._mine(handle, network)
         records: list[HostPortRecord] = []
         for request, found in matched:
             path = f"networks.{network}.{request.path}"
@@ -77,28 +75,36 @@ class PortKeeper:
         return tuple(records)
 
     def _restore(self, handle: str, network: str, wanted: dict[_Socket, HostPort]) -> None:
-        mine = self._held[handle, network]
+        mine = self._mine(handle, network)
         for key in [key for key in mine if key not in wanted]:
             self._sockets.release(mine.pop(key))
         for key, port in wanted.items():
             if key not in mine:
                 self._bind(handle, network, port)
         if not mine:
-            del self._held[handle, network]
+            del self._held[handle][network]
+            if not self._held[handle]:
+                del self._held[handle]
+
+    def _mine(self, handle: str, network: str) -> dict[_Socket, HostPort]:
+        return self._held.setdefault(handle, {}).setdefault(network, {})
 
     def _bind(self, handle: str, network: str, port: HostPort) -> None:
+        # For the sockets the container is one owner; its networks must not share a port either.
+        for other, ports in self._held.get(handle, {}).items():
+            if other != network and any(overlaps(one, port) for one in ports.values()):
+                name = f"{port.host_port}/{PROTOCOL_NAMES[port.protocol]}"
+                raise Conflict(f'host port {name} is held by container "{handle}" on network "{other}"')
         self._sockets.bind(port, handle)
-        self._held[handle, network][_socket(port)] = port
+        self._mine(handle, network)[_socket(port)] = port
 
     def _pick(self, handle: str, network: str, request: PortRequest) -> HostPortRecord:
         for number in candidates(self._pool, (), self._last[request.protocol]):
             record = settle(request, number)
-            try:
-                self._bind(handle, network, record.port)
-            except Conflict:
-                continue  # somebody has it; that is no reason to fail
-            self._last[request.protocol] = number
-            return record
+            if self._sockets.try_bind(record.port, handle):
+                self._mine(handle, network)[_socket(record.port)] = record.port
+                self._last[request.protocol] = number
+                return record
         raise Exhausted(
             f"port pool is exhausted: all {self._pool.size} {PROTOCOL_NAMES[request.protocol]} ports from "
             f"{self._pool.start} on are held"

@@ -21,10 +21,9 @@ from conetd.store import NetworkRecord, containers, encode, networks
 log = logging.getLogger(__name__)
 
 
-def parse_network(
-    core: Core, name: str, type_: str, config: JSON, default_policy: JSON, uplink_mtu: int
-) -> LiveNetwork:
+def parse_network(core: Core, document: JSON, uplink_mtu: int) -> LiveNetwork:
     """A network from its document, its config and default policy checked and normalised. Raises Invalid."""
+    name, type_, config, default_policy = (document[key] for key in ("name", "type", "config", "default_policy"))
     loaded = core.drivers.get(type_)
     if loaded is None:
         enabled = ", ".join(sorted(core.drivers))

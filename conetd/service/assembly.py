@@ -27,6 +27,7 @@ from conetd.reconcile.networks import declare, parse_network, undeclare_others
 from conetd.reconcile.reaper import Reaper, Tools
 from conetd.reconcile.recover import recover
 from conetd.reconcile.state import Claims, Networks, Revisions
+from conetd.sdnotify import Notifier
 from conetd.service import documents
 from conetd.settings import Settings
 from conetd.store import Database, containers, networks
@@ -47,6 +48,8 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
     claims = Claims(containers.claims(reader))
     reaper = Reaper(database, claims, _open_tools)
     pool = PortPool(settings.port_pool.start, settings.port_pool.size)
+    notifier = Notifier()
+    host_ports = HostPorts(sockets, keep=notifier.store_fd, drop=notifier.remove_fd)
     core = Core(
         settings=settings,
         database=database,
@@ -54,7 +57,7 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
         networks=Networks(drivers),
         claims=claims,
         revisions=Revisions(networks.last_revision(reader)),
-        ports=PortKeeper(HostPorts(sockets), pool),
+        ports=PortKeeper(host_ports, pool),
         lane=Lane("kernel"),
         foreign={
             name: ForeignLane(name, settings.driver_timeout)
@@ -77,7 +80,7 @@ def _declare_networks(core: Core) -> None:
     ]
     for number, document in enumerate(declared):
         try:
-            declare(core, parse_network(core, uplink_mtu=uplink_mtu(), **document))
+            declare(core, parse_network(core, document, uplink_mtu()))
         except ConetError as err:
             fields = {
                 f"networks[{number}].{path}" if path else f"networks[{number}]": text

@@ -97,7 +97,7 @@ class Service:
         wanted = documents.network(document)
 
         def work() -> tuple[bool, JSON]:
-            live = parse_network(self._core, uplink_mtu=uplink_mtu(), **wanted)
+            live = parse_network(self._core, wanted, uplink_mtu())
             created, live = create_network(self._core, live)
             return created, views.network(live.record)
 
