@@ -150,7 +150,7 @@ class _Family:
             name = chain("s", link)
             table.add("conetd-raw", self._pack(Line(name, goto=True, incoming=link)), self._owner(link))
             if self.family == 6 and allowed:
-                table.add(name, self._pack(DUPLICATE_ADDRESS_DETECTION))
+                table.add(name, self._pack(DUPLICATE_ADDRESS_DETECTION), self._owner(link))
             if len(allowed) > _BUCKETS:
                 self._add_buckets(table, link, allowed)
             else:
@@ -164,11 +164,11 @@ class _Family:
         numbers = sorted({source.value % _BUCKETS for source, _rule, _owner in allowed})
         for number in numbers:
             bucket = Line(chain(f"b{number}", link), goto=True, source=Masked(number, _BUCKETS - 1))
-            table.add(chain("s", link), self._pack(bucket))
+            table.add(chain("s", link), self._pack(bucket), self._owner(link))
         for source, rule, owner in allowed:
             table.add(chain(f"b{source.value % _BUCKETS}", link), (rule,), owner)
         for number in numbers:
-            table.add(chain(f"b{number}", link), self._pack(Line("DROP")))
+            table.add(chain(f"b{number}", link), self._pack(Line("DROP")), self._owner(link))
 
     def _mangle(self) -> WantedTable:
         marks = [(rule, identity(endpoint)) for endpoint, _, _, parts in self.endpoints for rule in parts.marks]

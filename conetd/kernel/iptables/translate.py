@@ -21,8 +21,9 @@ def lines(
 ) -> list[Line]:
     """The lines for packets of one family, in their order; none when no packet of it can match.
 
-    An accepted packet goes to `accept`, which is TOWARDS or "ACCEPT". `handle` precedes what is logged. With `log_denied` a rule that
-    drops or rejects logs whether it says so or not. `ingress` only names the rule in the comment.
+    An accepted packet goes to `accept`, which is TOWARDS or "ACCEPT". `handle` precedes what is logged. With
+    `log_denied` a rule that drops or rejects logs whether it says so or not. `ingress` only names the rule in the
+    comment.
     """
     verdict = _verdict(rule, family, accept)
     log = rule.log or (log_denied and rule.verdict is not Verdict.ACCEPT)
