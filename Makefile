@@ -21,7 +21,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 demo: setup
-	@demo/run
+	@$(BIN)/python demo/run
 
 bench: setup
 	@$(BIN)/python -m bench
