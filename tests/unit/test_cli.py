@@ -154,7 +154,7 @@ def test_a_driver_that_does_not_import_is_one_sentence(conetd: Conetd, site: Pat
 
 
 def test_check_touches_nothing(conetd: Conetd, tmp_path: Path) -> None:
-    result = conetd("check", settings=ACME + BLUE + f"\n[port_pool]\nstart = 1\n", CONETD_PUBLIC_SOCKET=f"{tmp_path}/s")
+    result = conetd("check", settings=ACME + BLUE + "\n[port_pool]\nstart = 1\n", CONETD_PUBLIC_SOCKET=f"{tmp_path}/s")
     assert result.returncode == 0
     assert sorted(one.name for one in tmp_path.iterdir()) == ["conetd.toml", "site"]
 
