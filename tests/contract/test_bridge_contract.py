@@ -57,5 +57,5 @@ class TestOnIptables(KernelConformance):
     filter = "iptables"
 
     @pytest.fixture(autouse=True)
-    def _extra(self):
+    def _extra(self) -> None:
         pytest.importorskip("iptc", reason="needs the extra conetd[iptables]")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from typing import Any
 
 import pytest
 from conetd_bridge.config import BridgeConfig, ConfigSchema
@@ -15,25 +16,26 @@ SUBNET = {"subnet": "10.1.0.0/24"}
 BOTH = SUBNET | {"subnet6": "fd00:1::/64"}
 
 
-def load(**document) -> BridgeConfig:
-    return documents.load(ConfigSchema(), document, "config")
+def load(**document: Any) -> BridgeConfig:
+    loaded: BridgeConfig = documents.load(ConfigSchema(), document, "config")
+    return loaded
 
 
-def test_a_subnet_is_all_a_network_needs():
+def test_a_subnet_is_all_a_network_needs() -> None:
     assert load(**SUBNET) == BridgeConfig(
-        subnet=ip_network("10.1.0.0/24"),
-        gateway=ip_address("10.1.0.1"),
-        range=AddressRange(ip_address("10.1.0.1"), ip_address("10.1.0.254")),
+        subnet=IPv4Network("10.1.0.0/24"),
+        gateway=IPv4Address("10.1.0.1"),
+        range=AddressRange(IPv4Address("10.1.0.1"), IPv4Address("10.1.0.254")),
     )
 
 
-def test_the_ipv6_gateway_is_the_first_address():
-    assert load(**BOTH).gateway6 == ip_address("fd00:1::1")
+def test_the_ipv6_gateway_is_the_first_address() -> None:
+    assert load(**BOTH).gateway6 == IPv6Address("fd00:1::1")
 
 
 @pytest.mark.parametrize("text", ["10.1.0.128/25", "10.1.0.128-10.1.0.255", "10.1.0.128 - 10.1.0.255"])
-def test_a_range_is_a_network_or_first_to_last(text):
-    assert load(**SUBNET, range=text).range == AddressRange(ip_address("10.1.0.128"), ip_address("10.1.0.255"))
+def test_a_range_is_a_network_or_first_to_last(text: str) -> None:
+    assert load(**SUBNET, range=text).range == AddressRange(IPv4Address("10.1.0.128"), IPv4Address("10.1.0.255"))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_a_range_is_a_network_or_first_to_last(text):
         },
     ],
 )
-def test_what_is_loaded_and_dumped_loads_to_the_same_again(document):
+def test_what_is_loaded_and_dumped_loads_to_the_same_again(document: dict[str, Any]) -> None:
     loaded = load(**document)
 
     dumped = ConfigSchema().dump(loaded)
@@ -108,7 +110,7 @@ def test_what_is_loaded_and_dumped_loads_to_the_same_again(document):
         (SUBNET | {"subnets": []}, "subnets", "Unknown field"),
     ],
 )
-def test_a_config_is_refused_at_the_field_that_is_wrong(document, path, complaint):
+def test_a_config_is_refused_at_the_field_that_is_wrong(document: dict[str, Any], path: str, complaint: str) -> None:
     with pytest.raises(Invalid) as refused:
         load(**document)
 
@@ -127,5 +129,5 @@ def test_a_config_is_refused_at_the_field_that_is_wrong(document, path, complain
         (SUBNET | {"subnet6": "2001:db8::/64", "masquerade6": True}, ["10.1.0.0/24", "2001:db8::/64"]),
     ],
 )
-def test_ipv6_is_masqueraded_when_unique_local_or_asked_for(document, masqueraded):
+def test_ipv6_is_masqueraded_when_unique_local_or_asked_for(document: dict[str, Any], masqueraded: list[str]) -> None:
     assert [str(subnet) for subnet in load(**document).masqueraded] == masqueraded

@@ -5,24 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, PortRange, Rule, Verdict
+from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, IPAddress, PortRange, Rule, Verdict
+from conetd.policy.boxes import Box
 from conetd.policy.compile import RuleGroup, compile_rules
 from conetd.policy.judge import Packet, judge, matches
 
 BASE = {4: int(IPv4Address("10.0.0.0")), 6: int(IPv6Address("fd00::"))}
-KIND = {4: IPv4Address, 6: IPv6Address}
+KIND: dict[int, type[IPAddress]] = {4: IPv4Address, 6: IPv6Address}
 
 
-def addresses(family):
+def addresses(family: int) -> st.SearchStrategy[IPAddress]:
     return st.integers(0, 15).map(lambda number: KIND[family](BASE[family] + number))
 
 
-def ranges(family):
+def ranges(family: int) -> st.SearchStrategy[AddressRange]:
     return st.tuples(addresses(family), addresses(family)).map(lambda pair: AddressRange(*pair))
 
 
@@ -32,7 +34,7 @@ ranges_of_rule = st.lists(any_range, max_size=3).map(tuple)
 
 
 @st.composite
-def rules(draw):
+def rules(draw: st.DrawFn) -> Rule:
     protocol = draw(st.sampled_from([None, TCP, UDP, ICMP, ICMPV6, 47]))
     rule = Rule(
         draw(st.sampled_from(Verdict)),
@@ -50,7 +52,7 @@ def rules(draw):
 
 
 @st.composite
-def packets(draw):
+def packets(draw: st.DrawFn) -> Packet:
     family = draw(st.sampled_from([4, 6]))
     protocol = draw(st.sampled_from([TCP, UDP, ICMP, ICMPV6, 47]))
     ported = protocol in (TCP, UDP)
@@ -74,16 +76,16 @@ def in_group(group: RuleGroup, packet: Packet) -> bool:
     return any(
         box.protocol_first <= packet.protocol <= box.protocol_last
         and box.address_first <= int(packet.destination) <= box.address_last
-        and (group.kind == "plain" or box.port_first <= packet.destination_port <= box.port_last)
+        and (group.kind == "plain" or box.port_first <= (packet.destination_port or 0) <= box.port_last)
         for box in group.boxes
     )
 
 
-def overlap(one, other) -> bool:
+def overlap(one: Box, other: Box) -> bool:
     return all(one[at] <= other[at + 1] and other[at] <= one[at + 1] for at in (0, 2, 4))
 
 
-def rule(destination: str | None = None, protocol: int | None = TCP, *ports: int, **more) -> Rule:
+def rule(destination: str | None = None, protocol: int | None = TCP, *ports: int, **more: Any) -> Rule:
     ranges = (AddressRange.of(ip_network(destination)),) if destination else ()
     return Rule(
         more.pop("verdict", Verdict.ACCEPT), protocol, ranges, ports=tuple(PortRange(one, one) for one in ports), **more
@@ -92,7 +94,9 @@ def rule(destination: str | None = None, protocol: int | None = TCP, *ports: int
 
 @settings(max_examples=400)
 @given(st.lists(rules(), max_size=12), st.lists(packets(), min_size=1, max_size=20))
-def test_groups_give_every_packet_the_verdict_the_rules_give(given_rules, given_packets):
+def test_groups_give_every_packet_the_verdict_the_rules_give(
+    given_rules: list[Rule], given_packets: list[Packet]
+) -> None:
     for packet in given_packets:
         wanted = judge(given_rules, packet)
         groups = compile_rules(given_rules, packet.family)
@@ -102,7 +106,7 @@ def test_groups_give_every_packet_the_verdict_the_rules_give(given_rules, given_
 
 
 @given(st.lists(rules(), max_size=20), st.sampled_from([4, 6]))
-def test_boxes_of_a_group_are_disjoint_sorted_and_some(given_rules, family):
+def test_boxes_of_a_group_are_disjoint_sorted_and_some(given_rules: list[Rule], family: int) -> None:
     for group in compile_rules(given_rules, family):
         assert (group.rule is None) == bool(group.boxes)
         assert list(group.boxes) == sorted(group.boxes)
@@ -110,20 +114,20 @@ def test_boxes_of_a_group_are_disjoint_sorted_and_some(given_rules, family):
 
 
 @given(st.lists(rules(), max_size=20), st.sampled_from([4, 6]))
-def test_single_rules_keep_disjoint_ranges_of_the_family_only(given_rules, family):
+def test_single_rules_keep_disjoint_ranges_of_the_family_only(given_rules: list[Rule], family: int) -> None:
     for group in compile_rules(given_rules, family):
         for given_ranges in (group.rule.destinations, group.rule.sources) if group.rule else ():
             assert all(one.family == family for one in given_ranges)
-            assert all(left.last < right.first for left, right in pairwise(given_ranges))
+            assert all(int(left.last) < int(right.first) for left, right in pairwise(given_ranges))
 
 
-def test_a_hundred_web_rules_become_one_group():
+def test_a_hundred_web_rules_become_one_group() -> None:
     given_rules = [rule(f"10.{number}.0.0/16", TCP, 80, 443 + number) for number in range(100)]
 
     assert [group.kind for group in compile_rules(given_rules, 4)] == ["ports"]
 
 
-def test_a_change_of_verdict_starts_a_new_group():
+def test_a_change_of_verdict_starts_a_new_group() -> None:
     given_rules = [rule("10.0.0.1/32"), rule("10.0.0.0/8", verdict=Verdict.REJECT), rule("10.0.0.0/24")]
 
     found = [group.verdict for group in compile_rules(given_rules, 4)]
@@ -131,7 +135,7 @@ def test_a_change_of_verdict_starts_a_new_group():
     assert found == [Verdict.ACCEPT, Verdict.REJECT, Verdict.ACCEPT]
 
 
-def test_rules_that_log_stand_first_among_their_verdict_in_their_order():
+def test_rules_that_log_stand_first_among_their_verdict_in_their_order() -> None:
     given_rules = [rule("10.0.0.0/8", origin="a"), rule(log=True, origin="b"), rule(None, UDP, log=True, origin="c")]
 
     found = [(group.origin, group.log) for group in compile_rules(given_rules, 4)]
@@ -139,17 +143,17 @@ def test_rules_that_log_stand_first_among_their_verdict_in_their_order():
     assert found == [("b", True), ("c", True), ("a", False)]
 
 
-def test_ports_of_a_destination_that_is_open_anyway_are_left_out():
+def test_ports_of_a_destination_that_is_open_anyway_are_left_out() -> None:
     assert [group.kind for group in compile_rules([rule("10.0.0.5/32", TCP, 80), rule("10.0.0.0/8")], 4)] == ["plain"]
 
 
-def test_a_protocol_that_is_open_with_all_others_is_left_out():
+def test_a_protocol_that_is_open_with_all_others_is_left_out() -> None:
     (group,) = compile_rules([rule("10.0.0.5/32", TCP), rule("10.0.0.0/8", None)], 4)
 
     assert [box[:2] for box in group.boxes] == [(0, 255)]
 
 
-def test_a_group_names_the_first_and_the_last_rule_it_came_from():
+def test_a_group_names_the_first_and_the_last_rule_it_came_from() -> None:
     (group,) = compile_rules([rule("10.0.0.1/32", origin="net_out[0]"), rule("10.0.0.9/32", origin="net_out[7]")], 4)
 
     assert group.origin == "net_out[0] to net_out[7]"
@@ -166,10 +170,10 @@ def test_a_group_names_the_first_and_the_last_rule_it_came_from():
         Rule(Verdict.ACCEPT, TCP, ports=(PortRange(9, 1),)),
     ],
 )
-def test_a_rule_that_no_packet_of_the_family_can_match_makes_no_group(nothing):
+def test_a_rule_that_no_packet_of_the_family_can_match_makes_no_group(nothing: Rule) -> None:
     assert compile_rules([nothing], 4) == ()
 
 
-def test_ports_without_a_protocol_that_has_them_are_refused():
+def test_ports_without_a_protocol_that_has_them_are_refused() -> None:
     with pytest.raises(ValueError, match=r"net_out\[2\]: ports need protocol 6 or 17"):
         compile_rules([rule(None, None, 80, origin="net_out[2]")], 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,15 +30,16 @@ class Misc(Schema):
     log_denied = Switch()
 
 
-def load(document):
+def load(document: Any) -> Any:
     return documents.load(Policy(), document)
 
 
-def rule(document) -> Rule:
-    return load({"net_out": [document]})["net_out"][0]
+def rule(document: Any) -> Rule:
+    found: Rule = load({"net_out": [document]})["net_out"][0]
+    return found
 
 
-def complaints(document, schema=Policy) -> dict[str, str]:
+def complaints(document: Any, schema: type[Schema] = Policy) -> dict[str, str]:
     with pytest.raises(Invalid) as refused:
         documents.load(schema(), document)
     return refused.value.fields
@@ -75,7 +77,7 @@ def addresses(first: str, last: str) -> tuple[AddressRange, ...]:
         ({"log": True}, {"log": True}),
     ],
 )
-def test_a_net_out_rule_means_what_garden_means(document, wanted):
+def test_a_net_out_rule_means_what_garden_means(document: Any, wanted: Any) -> None:
     assert rule(document) == Rule(Verdict.ACCEPT, origin="net_out[0]", **wanted)
 
 
@@ -110,14 +112,14 @@ def test_a_net_out_rule_means_what_garden_means(document, wanted):
         ("tcp", "", "must be an object"),
     ],
 )
-def test_a_net_out_rule_is_refused_at_the_field_that_is_wrong(document, path, complaint):
+def test_a_net_out_rule_is_refused_at_the_field_that_is_wrong(document: Any, path: str, complaint: str) -> None:
     found = complaints({"net_out": [document]})
 
     assert list(found) == [f"net_out[0]{path}"]
     assert complaint in found[f"net_out[0]{path}"]
 
 
-def test_every_wrong_field_is_named_at_once():
+def test_every_wrong_field_is_named_at_once() -> None:
     found = complaints({"net_out": [{"protocol": 9, "log": "no"}, {}, {"networks": [3]}]})
 
     assert list(found) == ["net_out[0].protocol", "net_out[0].log", "net_out[2].networks[0]"]
@@ -133,7 +135,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"host_port": 80, "host_ip": "192.0.2.1"}, PortRequest(TCP, 80, 0, ip_address("192.0.2.1"), "net_in[0]")),
     ],
 )
-def test_a_net_in_entry_is_a_port_request(document, wanted):
+def test_a_net_in_entry_is_a_port_request(document: Any, wanted: Any) -> None:
     assert load({"net_in": [document]})["net_in"] == (wanted,)
 
 
@@ -155,7 +157,7 @@ def test_a_net_in_entry_is_a_port_request(document, wanted):
         ({"host_port": 80, "hostPort": 80}, "hostPort", "Unknown field"),
     ],
 )
-def test_a_net_in_entry_is_refused_at_the_field_that_is_wrong(document, field, complaint):
+def test_a_net_in_entry_is_refused_at_the_field_that_is_wrong(document: Any, field: str, complaint: str) -> None:
     found = complaints({"net_in": [document]})
 
     assert list(found) == [f"net_in[0].{field}"]
@@ -163,13 +165,13 @@ def test_a_net_in_entry_is_refused_at_the_field_that_is_wrong(document, field, c
 
 
 @pytest.mark.parametrize("other", [{}, {"host_ip": "192.0.2.1"}])
-def test_a_port_published_twice_in_one_list_is_refused(other):
+def test_a_port_published_twice_in_one_list_is_refused(other: dict[str, Any]) -> None:
     found = complaints({"net_in": [{"host_port": 80}, {"host_port": 80, "container_port": 81, **other}]})
 
     assert "already by entry [0]" in found["net_in[1].host_port"]
 
 
-def test_one_port_number_is_published_for_each_protocol_and_address():
+def test_one_port_number_is_published_for_each_protocol_and_address() -> None:
     entries = [
         {"host_port": 53, "host_ip": "192.0.2.1"},
         {"host_port": 53, "host_ip": "192.0.2.2"},
@@ -211,7 +213,7 @@ net_in = st.lists(
 
 
 @given(st.fixed_dictionaries({}, optional={"net_out": net_out, "net_in": net_in}))
-def test_what_is_loaded_and_dumped_loads_to_the_same_again(document):
+def test_what_is_loaded_and_dumped_loads_to_the_same_again(document: Any) -> None:
     loaded = load(document)
 
     assert load(Policy().dump(loaded)) == loaded
@@ -231,11 +233,11 @@ def test_what_is_loaded_and_dumped_loads_to_the_same_again(document):
         ({"log_denied": "yes"}, "log_denied", "must be true or false"),
     ],
 )
-def test_addresses_networks_and_switches_are_strict(document, path, complaint):
+def test_addresses_networks_and_switches_are_strict(document: Any, path: str, complaint: str) -> None:
     assert complaint in complaints(document, Misc)[path]
 
 
-def test_addresses_networks_and_switches_are_dumped_as_they_were_given():
+def test_addresses_networks_and_switches_are_dumped_as_they_were_given() -> None:
     document = {
         "subnet": "10.0.0.0/24",
         "gateway": "10.0.0.1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ WEB = Packet(4, TCP, ip_address("10.0.0.2"), ip_address("192.0.2.7"), 40000, 443
 PING = Packet(4, ICMP, ip_address("10.0.0.2"), ip_address("192.0.2.7"), icmp_type=8, icmp_code=0)
 
 
-def rule(verdict: Verdict = Verdict.ACCEPT, to: str | None = None, **fields) -> Rule:
+def rule(verdict: Verdict = Verdict.ACCEPT, to: str | None = None, **fields: Any) -> Rule:
     return Rule(verdict, destinations=(AddressRange.of(ip_network(to)),) if to else (), **fields)
 
 
@@ -38,17 +39,17 @@ def rule(verdict: Verdict = Verdict.ACCEPT, to: str | None = None, **fields) -> 
         (rule(protocol=ICMP, icmp=Icmp(0)), PING, False),
     ],
 )
-def test_a_rule_matches_when_all_its_fields_do(given, packet, wanted):
+def test_a_rule_matches_when_all_its_fields_do(given: Rule, packet: Packet, wanted: bool) -> None:
     assert matches(given, packet) is wanted
 
 
-def test_the_first_rule_that_matches_decides():
+def test_the_first_rule_that_matches_decides() -> None:
     rules = [rule(to="198.51.100.0/24"), rule(Verdict.REJECT, "192.0.2.0/24"), rule()]
 
     assert judge(rules, WEB) is rules[1]
 
 
-def test_no_rule_decides_when_none_matches():
+def test_no_rule_decides_when_none_matches() -> None:
     assert judge([rule(protocol=UDP)], WEB) is None
 
 
@@ -61,5 +62,7 @@ def test_no_rule_decides_when_none_matches():
         ([rule(Verdict.DROP)], [rule()], False),
     ],
 )
-def test_own_rules_come_before_the_networks_and_what_none_matches_passes(own, networks, wanted):
+def test_own_rules_come_before_the_networks_and_what_none_matches_passes(
+    own: list[Rule], networks: list[Rule], wanted: bool
+) -> None:
     assert allowed(own, networks, WEB) is wanted

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from conetd import registry
 from conetd.errors import DriverError, Invalid
+
+Install = Callable[[str, str, str], None]
 
 GOOD = """
 from marshmallow import Schema
@@ -29,16 +33,16 @@ class Good(Driver):
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Put a distribution with one module on sys.path, as `pip install` would leave it."""
 
-    def install(distribution: str, type_: str, source: str, attribute: str = "Good") -> None:
+    def install(distribution: str, type_: str, source: str) -> None:
         place = tmp_path / distribution
         module = f"module_of_{distribution}"
         info = place / f"{distribution}-1.2.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[conetd.drivers]\n{type_} = {module}:{attribute}\n")
+        (info / "entry_points.txt").write_text(f"[conetd.drivers]\n{type_} = {module}:Good\n")
         (place / f"{module}.py").write_text(source)
         monkeypatch.syspath_prepend(place)
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -52,7 +56,7 @@ def refusal(type_: str) -> str:
     return str(refused.value)
 
 
-def test_an_enabled_type_is_loaded_with_its_distribution(install):
+def test_an_enabled_type_is_loaded_with_its_distribution(install: Install) -> None:
     install("acme", "acmenet", GOOD)
 
     loaded = registry.load(["acmenet"])["acmenet"]
@@ -65,21 +69,21 @@ def test_an_enabled_type_is_loaded_with_its_distribution(install):
     )
 
 
-def test_types_come_in_the_order_they_are_enabled_in(install):
+def test_types_come_in_the_order_they_are_enabled_in(install: Install) -> None:
     install("acme", "acmenet", GOOD)
     install("zeta", "zetanet", GOOD)
 
     assert list(registry.load(["zetanet", "acmenet"])) == ["zetanet", "acmenet"]
 
 
-def test_a_type_that_is_not_enabled_is_not_imported(install):
+def test_a_type_that_is_not_enabled_is_not_imported(install: Install) -> None:
     install("acme", "acmenet", GOOD)
     install("broken", "brokennet", "raise RuntimeError('imported')")
 
     assert list(registry.load(["acmenet"])) == ["acmenet"]
 
 
-def test_what_is_installed_is_listed_without_importing_it(install):
+def test_what_is_installed_is_listed_without_importing_it(install: Install) -> None:
     install("broken", "brokennet", "raise RuntimeError('imported')")
 
     found = [one for one in registry.installed() if one.type == "brokennet"]
@@ -87,7 +91,7 @@ def test_what_is_installed_is_listed_without_importing_it(install):
     assert found == [registry.Installed("brokennet", "broken", "1.2", "module_of_broken:Good")]
 
 
-def test_a_missing_type_is_refused_with_its_place_in_the_settings(install):
+def test_a_missing_type_is_refused_with_its_place_in_the_settings(install: Install) -> None:
     install("acme", "acmenet", GOOD)
 
     with pytest.raises(Invalid, match=r'network type "nonet" is not installed \(installed: .*acmenet') as refused:
@@ -96,14 +100,14 @@ def test_a_missing_type_is_refused_with_its_place_in_the_settings(install):
     assert list(refused.value.fields) == ["drivers[1]"]
 
 
-def test_a_type_enabled_twice_is_refused(install):
+def test_a_type_enabled_twice_is_refused(install: Install) -> None:
     install("acme", "acmenet", GOOD)
 
     with pytest.raises(Invalid, match='"acmenet" is listed twice'):
         registry.load(["acmenet", "acmenet"])
 
 
-def test_a_type_installed_twice_is_refused_naming_both_also_when_others_stand_between(install):
+def test_a_type_installed_twice_is_refused_naming_both_also_when_others_stand_between(install: Install) -> None:
     install("acme", "acmenet", GOOD)
     install("between", "bnet", GOOD)
     install("copycat", "acmenet", GOOD)
@@ -127,7 +131,9 @@ def test_a_type_installed_twice_is_refused_naming_both_also_when_others_stand_be
         (GOOD.replace("def detach", "def dettach"), "cannot be instantiated: TypeError: Can't instantiate abstract"),
     ],
 )
-def test_an_unusable_driver_is_refused_in_one_sentence_naming_its_distribution(install, source, reason):
+def test_an_unusable_driver_is_refused_in_one_sentence_naming_its_distribution(
+    install: Install, source: str, reason: str
+) -> None:
     install("acme", "acmenet", source)
 
     sentence = refusal("acmenet")
