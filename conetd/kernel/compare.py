@@ -57,8 +57,10 @@ def _in_place(wanted: Link, seen: SeenLink, alias: str, master: int) -> Iterator
     if seen.mtu != wanted.mtu:
         yield Fault(f"has an MTU of {seen.mtu}, not {wanted.mtu}", Cure.CORRECT)
     if isinstance(wanted, Veth):
-        if seen.master != master:
-            yield Fault(f"is not a port of {wanted.bridge}" if wanted.bridge else "is a port of a bridge", Cure.CORRECT)
+        if wanted.bridge and (not master or seen.master != master):
+            yield Fault(f"is not a port of {wanted.bridge}", Cure.CORRECT)
+        elif not wanted.bridge and seen.master:
+            yield Fault("is a port of a bridge", Cure.CORRECT)
         elif wanted.bridge and seen.port != _PORT:
             yield Fault("has lost its port settings (learning off, locked, hairpin on)", Cure.CORRECT)
     elif isinstance(wanted, Bridge):

@@ -161,7 +161,7 @@ class Kernel:
 
     def links(self) -> frozenset[str]:
         """The names of all links in the host's namespace."""
-        return frozenset(label.name for label in seen.labels(self._netlink))
+        return seen.names(self._netlink)
 
     def owned_links(self) -> dict[str, str]:
         """The links conetd made, by name, each with its alias ("" for one that has lost it)."""

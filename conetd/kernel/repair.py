@@ -86,6 +86,8 @@ def _repair_links(sides: Sides, work: Work) -> list[Link]:
         if link in replaced or there is None:
             if there is not None:
                 requests.add(0, "delete", link, links.delete_link(there.index))
+            elif isinstance(link, Veth) and sides.find(Side.CONTAINER, link.peer):
+                raise KernelError("create", describe(link), errno.EEXIST, f"the container has a link {link.peer}")
             fd = work.netns.fd if work.netns is not None else -1
             requests.add(0, "create", link, links.create_link(link, fd, master))
         else:

@@ -61,7 +61,7 @@ class Sides:
         if isinstance(link, Veth) and all(fault.cure is Cure.CORRECT for fault in faults):
             if self._container is not None:
                 faults += peer_faults(link, there, seen.link(self._container, link.peer))
-            if link.bridge and there.master == master and not seen.has_port_mac(self.host, link.mac, there.label.index):
+            if master and there.master == master and not seen.has_port_mac(self.host, link.mac, there.label.index):
                 faults.append(Fault(f"has no static forwarding entry for {link.mac}", Cure.CORRECT))
         return faults
 
