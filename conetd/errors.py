@@ -53,6 +53,13 @@ class Exhausted(ConetError):
     code = "exhausted"
 
 
+class Unavailable(ConetError):
+    """conetd cannot do this now, but may soon: it is stopping, or not yet started."""
+
+    status = 503
+    code = "unavailable"
+
+
 class DriverError(ConetError):
     """A driver could not do its work, or broke its contract."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from conetd.errors import ConetError, DriverTimeout
+from conetd.errors import DriverTimeout, Unavailable
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -69,7 +69,7 @@ class Lane:
     def _put(self, entry: _Entry) -> Future[Any]:
         with self._stopping:
             if self._stopped:
-                raise ConetError("conetd is stopping")
+                raise Unavailable("conetd is stopping")
             self._queue.put(entry)
         return entry.future
 

@@ -15,7 +15,7 @@ from conetd.reconcile.core import Core, is_planned
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
 from conetd.reconcile.lanes import Turnstile
 from conetd.reconcile.networks import create_network, delete_network, parse_network
-from conetd.reconcile.policies import replace_default, replace_policies
+from conetd.reconcile.policies import check_documents, replace_default, replace_policies
 from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
 from conetd.reconcile.wishes import Garden
 from conetd.service import documents, views
@@ -149,7 +149,12 @@ class Service:
                 raise
             return views.policy(self._core, handle)
 
-        return self._turn(handle, lambda: self._place(self._touches_foreign(handle, list(wanted)), work))
+        def start() -> Future[JSON]:
+            # Checking a long document takes many milliseconds, in which the lane can do something else.
+            checked = self._off_lane.submit(check_documents, self._core, wanted)
+            return _then(checked, lambda: self._place(self._touches_foreign(handle, list(wanted)), work))
+
+        return self._turn(handle, start)
 
     def up(self, handle: str, body: Any) -> Future[JSON]:
         """Bring a container up; `body` is what the engine says of it."""
@@ -224,3 +229,27 @@ class Service:
             self._turn(handle, start)
         except ConetError:
             log.debug("stopping; the next start finds that the process has ended", extra={"handle": handle})
+
+
+def _then(first: Future[Any], start: Callable[[], Future[T]]) -> Future[T]:
+    """What `start` comes to, begun when `first` is done; the error of `first`, if it has one."""
+    outer: Future[T] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(done.result())
+
+    def go_on(done: Future[Any]) -> None:
+        if done.exception() is not None:
+            settle(done)
+            return
+        try:
+            start().add_done_callback(settle)
+        except BaseException as err:  # whoever waits for `outer` has to hear of it
+            outer.set_exception(err)
+
+    first.add_done_callback(go_on)
+    return outer

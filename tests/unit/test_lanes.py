@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from conetd.errors import ConetError, DriverTimeout
+from conetd.errors import ConetError, DriverTimeout, Unavailable
 from conetd.reconcile.lanes import GROUP_MOST, ForeignLane, Lane, Turnstile
 
 
@@ -68,7 +68,7 @@ def test_a_stopped_lane_has_done_what_was_submitted_and_refuses_more() -> None:
         lane.call(done.append, number)
     lane.stop()
     assert done == list(range(50))
-    with pytest.raises(ConetError, match="stopping"):
+    with pytest.raises(Unavailable, match="stopping"):
         lane.call(done.append, 1)
 
 

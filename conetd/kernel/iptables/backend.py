@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from conetd.errors import KernelError
 from conetd.kernel.iptables.client import Worker
 from conetd.kernel.iptables.drift import drifts
-from conetd.kernel.iptables.layout import FAMILIES, TABLES, Identity, Layout, Wanted, WantedTable
+from conetd.kernel.iptables.layout import FAMILIES, TABLES, Identity, Layout, Opened, Wanted, WantedTable
 from conetd.kernel.iptables.protocol import Glance, Tables
 from conetd.plan import Drift, Endpoint, FilterObject, NetworkFilter, identity
 
@@ -37,7 +37,7 @@ class IptablesBackend:
         self._worker = Worker()
         self._layout = Layout()
         self._objects: dict[Identity, FilterObject] = {}
-        self._opened: tuple[str, ...] = ()
+        self._opened: Opened = ()
         self._shut: frozenset[str] = frozenset()
         self._glance: Glance | None = None
         self._suspect = False
@@ -99,10 +99,12 @@ class IptablesBackend:
             self._suspect |= bool(differences)
         return self._suspect
 
-    def set_opened(self, uplinks: Sequence[str]) -> None:
+    def set_opened(self, version: int, uplinks: Sequence[str]) -> None:
         """See FilterBackend.set_opened."""
-        opened = tuple(sorted(set(uplinks)))
-        self._commit(self._objects, opened, self._shut, "")
+        others = {one for one in self._opened if one[0] != version}
+        opened = tuple(sorted({*others, *((version, link) for link in uplinks)}))
+        if opened != self._opened:
+            self._commit(self._objects, opened, self._shut, "")
 
     def remove_all(self) -> None:
         """See FilterBackend.remove_all."""
@@ -113,7 +115,7 @@ class IptablesBackend:
         self._worker.close()
 
     def _commit(
-        self, objects: dict[Identity, FilterObject], opened: tuple[str, ...], shut: frozenset[str], what_for: str
+        self, objects: dict[Identity, FilterObject], opened: Opened, shut: frozenset[str], what_for: str
     ) -> None:
         try:
             self._write(self._layout.build(objects, opened, shut))

@@ -10,7 +10,7 @@ filter   INPUT       > conetd-input   > conetd-h-<network>
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from conetd.kernel.iptables import entries
@@ -30,6 +30,7 @@ from conetd.kernel.iptables.translate import TOWARDS
 from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, identity
 
 Identity = tuple[str, str]
+Opened = tuple[tuple[int, str], ...]  # IP version and interface
 FAMILIES = (4, 6)
 TABLES = ("raw", "mangle", "nat", "filter")
 NOBODY: Identity = ("", "")  # owner of what belongs to no single object
@@ -65,9 +66,7 @@ class Layout:
         self._endpoints: dict[str, tuple[Endpoint, EndpointPolicy, NetworkFilter, dict[int, EndpointParts]]] = {}
         self._networks: dict[str, tuple[NetworkFilter, dict[int, NetworkParts]]] = {}
 
-    def build(
-        self, objects: Mapping[Identity, FilterObject], opened: Sequence[str] = (), shut: Iterable[str] = ()
-    ) -> Wanted:
+    def build(self, objects: Mapping[Identity, FilterObject], opened: Opened = (), shut: Iterable[str] = ()) -> Wanted:
         """Every table of both families, empty where nothing is wanted.
 
         `shut` are interfaces of endpoints that are gone while the link may still be there.
@@ -90,7 +89,15 @@ class Layout:
         for family in FAMILIES:
             parts = [(*who, self._endpoint_parts(*who)[family]) for who in speakers]
             of_networks = {key: self._network_parts(one)[family] for key, one in networks.items()}
-            one = _Family(family, interfaces, networks, of_networks, parts, sorted(opened), barred)
+            one = _Family(
+                family,
+                interfaces,
+                networks,
+                of_networks,
+                parts,
+                [link for version, link in opened if version == family],
+                barred,
+            )
             wanted |= {(family, table): made for table, made in one.tables().items()}
         return wanted
 

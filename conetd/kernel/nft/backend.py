@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,7 @@ from conetd.kernel.nft.batch import Batch
 from conetd.kernel.nft.compare import compare, repair
 from conetd.kernel.nft.listing import Listing
 from conetd.kernel.nft.mirror import Change, Mirror, Place
-from conetd.kernel.nft.sets import CLOSED_FOR_S
+from conetd.kernel.nft.sets import CLOSED, CLOSED_FOR_S
 from conetd.plan import Drift, FilterObject
 
 _WHOLE = "nftables transaction"
@@ -54,16 +55,20 @@ class NftablesBackend:
         return compare(self._listing(), whole, whole.units_of(wanted))
 
     def disturbed(self) -> bool:
-        """See FilterBackend."""
+        """See FilterBackend. A call also removes what kept the links of endpoints shut that are gone."""
+        self._tidy()
         now = listings.generation(self._netlink)
         changed = now != self._generation
         self._generation = now
         return changed
 
-    def set_opened(self, uplinks: Sequence[str]) -> None:
+    def set_opened(self, version: int, uplinks: Sequence[str]) -> None:
         """See FilterBackend."""
-        self._change(self._mirror.change((), (), uplinks))
-        self._mirror.uplinks = tuple(uplinks)
+        others = {one for one in self._mirror.uplinks if one[0] != version}
+        wanted = frozenset({*others, *((version, name) for name in uplinks)})
+        if wanted != self._mirror.uplinks:
+            self._change(self._mirror.change((), (), wanted))
+            self._mirror.uplinks = wanted
 
     def remove_all(self) -> None:
         """See FilterBackend."""
@@ -116,6 +121,8 @@ class NftablesBackend:
             self._commit(batch)
         self._mirror = mirror
         self._known = True
+        # Those of an earlier run, too: whoever kept a link shut then does not remember it now.
+        self._note_links([(name, key) for name in CLOSED for key in listing.elements.get(name, ())], ())
         self._note_links([*shut, *closed], links)
         return drift
 
@@ -141,6 +148,14 @@ class NftablesBackend:
         self._generation = self._generation + 1 & 0xFFFFFFFF or 1  # the kernel skips 0
         return None
 
+    def _tidy(self) -> None:
+        gone = [place for place in self._closed if not _exists(place[1])]
+        if gone:
+            batch = Batch()
+            batch.reopen(gone)
+            if self._send(batch) is None:
+                self._note_links((), gone)
+
     def _note_links(self, closed: Iterable[Place], opened: Iterable[Place]) -> None:
         now = time.monotonic()
         for place in closed:
@@ -152,6 +167,14 @@ class NftablesBackend:
             if now - since < CLOSED_FOR_S:
                 return
             del self._closed[place]
+
+
+def _exists(link: bytes) -> bool:
+    try:
+        socket.if_nametoindex(link.rstrip(b"\0").decode())
+    except OSError:
+        return False
+    return True
 
 
 def available() -> bool:

@@ -196,10 +196,16 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
         ),
         ("of nobody, or without a policy", drop()),
     )
-    strangers = interface("opened") + interface("ours", e.OIFNAME, negate=True)
+    to_strangers = interface("ours", e.OIFNAME, negate=True)
     forward = rules(
         ("known flow", _known_flow() + accept()),
-        ("no router for strangers", strangers + drop()),
+        *(
+            (
+                f"no router for strangers, IPv{family}",
+                e.family_is(family) + interface(f"opened{family}") + to_strangers + drop(),
+            )
+            for family in _BOTH
+        ),
         ("from a container", interface("ours") + e.goto("egress")),
     )
     ingress = rules(

@@ -17,6 +17,7 @@ from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, i
 Identity = tuple[str, str]
 Unit = tuple[str, str]  # NETWORK, ATTACHMENT or UPLINKS, and the key
 Place = tuple[str, bytes]  # of an element: set and key
+Uplink = tuple[int, str]  # IP version and interface
 
 NETWORK, ATTACHMENT, UPLINKS = "network", "attachment", "uplinks"
 _OPENED: Unit = (UPLINKS, "")
@@ -67,10 +68,10 @@ class Change:
 class Mirror:
     """The objects in force and what they come to."""
 
-    def __init__(self, objects: Iterable[FilterObject] = (), uplinks: Sequence[str] = ()) -> None:
+    def __init__(self, objects: Iterable[FilterObject] = (), uplinks: Collection[Uplink] = ()) -> None:
         self.objects: dict[Identity, FilterObject] = {}
         self.holdings: dict[Unit, Holding] = {}
-        self.uplinks = tuple(uplinks)
+        self.uplinks = frozenset(uplinks)
         self._counts: dict[Place, tuple[int, bytes]] = {}
         self._attachments: dict[str, set[str]] = {}  # of each network
         self.commit(self.change(tuple(objects), (), self.uplinks))
@@ -106,7 +107,7 @@ class Mirror:
         return other
 
     def change(
-        self, put: Sequence[FilterObject], drop: Sequence[Identity], uplinks: Sequence[str] | None = None
+        self, put: Sequence[FilterObject], drop: Sequence[Identity], uplinks: Collection[Uplink] | None = None
     ) -> Change:
         """What has to change for these objects to be put and dropped. Changes nothing itself.
 
@@ -126,7 +127,7 @@ class Mirror:
         for unit in self._touched(objects):
             self._change_unit(change, unit, self._contribution(unit, objects))
         if uplinks is not None:
-            opened = tuple(("opened", name_key(name), b"") for name in sorted(set(uplinks)))
+            opened = tuple((f"opened{version}", name_key(name), b"") for version, name in sorted(set(uplinks)))
             self._change_unit(change, _OPENED, Contribution(opened))
         _settle(change, self._counts)
         for key, wanted_or_none in objects.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from conetd.kernel.nft import wire
 
 TABLE = "conetd"
+CLOSED = ("closed", "closed_ports")  # links whose endpoint is gone
 CLOSED_FOR_S = 3600  # for how long after its endpoint is gone a link stays shut; it goes within seconds
 
 
@@ -76,7 +77,8 @@ def _all() -> tuple[SetSpec, ...]:
         SetSpec(inet, "ours", (IFNAME,)),  # interfaces that containers' packets come in by
         SetSpec(inet, "bridges", (IFNAME,)),  # those of them that are bridges
         SetSpec(inet, "host_access", (IFNAME,)),  # those of them whose containers reach the host
-        SetSpec(inet, "opened", (IFNAME,)),  # uplinks on which only we switched forwarding on
+        # uplinks on which only we switched forwarding on
+        *(SetSpec(inet, f"opened{family}", (IFNAME,)) for family in (4, 6)),
         # links whose endpoint is gone; nothing passes them any more
         SetSpec(inet, "closed", (IFNAME,), timeout_s=CLOSED_FOR_S),
         SetSpec(bridge, "closed_ports", (IFNAME,), timeout_s=CLOSED_FOR_S),

@@ -1,0 +1,268 @@
+"""A host with an uplink, a daemon on it, and containers: everything the end-to-end tests work with."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_netns import Netns, NetnsFactory
+
+HOOK = Path(__file__).parents[2] / "hook" / "conet-hook"
+PATIENCE_S = 20.0
+
+
+def eventually(check: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+    """The first true result of `check`, asked again and again. Fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = check()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            pytest.fail(f"not in {seconds:g} s: {what}")
+        time.sleep(0.02)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("conetd", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(60)
+        self.sock.connect(str(self._path))
+
+
+@dataclass
+class Answer:
+    """Status and JSON body of an answer."""
+
+    status: int
+    body: Any
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object of a refusal."""
+        assert set(self.body) == {"error"}, self.body
+        return self.body["error"]
+
+
+@dataclass
+class Daemon:
+    """A conetd in a host's namespace with a state directory of its own."""
+
+    host: Netns
+    folder: Path
+    settings: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def public_socket(self) -> Path:
+        return self.folder / "conetd.sock"
+
+    @property
+    def private_socket(self) -> Path:
+        return self.folder / "guardian.sock"
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "state" / "conetd.sqlite"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def start(self, *, wait: bool = True) -> None:
+        config = self.folder / "conetd.toml"
+        config.write_text(
+            f'state_dir = "{self.folder}/state"\npublic_socket = "{self.public_socket}"\n'
+            f'private_socket = "{self.private_socket}"\nsocket_group = "root"\n{self.settings}\n'
+        )
+        with (self.folder / "log").open("ab") as log:
+            self.process = self.host.popen(
+                [sys.executable, "-m", "conetd", "run", "--config", str(config)], stdout=log, stderr=log
+            )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the daemon ended:\n{self.log}"
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.get("/status").body["status"] != "starting"
+            return False
+
+        eventually(ready, f"the daemon is ready:\n{self.log}")
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
+
+    def call(
+        self, method: str, path: str, document: Any = None, *, private: bool = False, raw: bytes | None = None
+    ) -> Answer:
+        connection = _UnixConnection(self.private_socket if private else self.public_socket)
+        try:
+            body = raw if raw is not None else None if document is None else json.dumps(document).encode()
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            content = response.read()
+            return Answer(response.status, json.loads(content) if content else None, dict(response.getheaders()))
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Answer:
+        return self.call("GET", path)
+
+    def post(self, path: str, document: Any) -> Answer:
+        return self.call("POST", path, document)
+
+    def put(self, path: str, document: Any) -> Answer:
+        return self.call("PUT", path, document)
+
+    def delete(self, path: str) -> Answer:
+        return self.call("DELETE", path)
+
+    def up(self, handle: str, container: Netns, **more: Any) -> Answer:
+        state = {"ociVersion": "1.0.2", "id": handle, "status": "creating", "pid": container.pid, "bundle": "/b"}
+        return self.call("POST", f"/containers/{handle}/up", state | more, private=True)
+
+    def down(self, handle: str) -> Answer:
+        return self.call("POST", f"/containers/{handle}/down", private=True)
+
+    def network(self, name: str = "blue", **config: Any) -> Answer:
+        policy = config.pop("default_policy", {})
+        document = {"name": name, "type": "bridge", "config": {"subnet": "10.10.0.0/24"} | config}
+        answer = self.post("/networks", document | {"default_policy": policy})
+        assert answer.status in (200, 201), answer
+        return answer
+
+    def join(self, handle: str, *networks: Any, **more: Any) -> None:
+        answer = self.put(f"/containers/{handle}/config", {"attach_to": list(networks), **more})
+        assert answer.status in (200, 201), answer
+
+    def bring_up(self, handle: str, container: Netns, *networks: Any) -> dict[str, Any]:
+        """Configure the container and bring it up; returns what `up` answered."""
+        self.join(handle, *(networks or ("blue",)))
+        answer = self.up(handle, container)
+        assert answer.status == 200, (answer, self.log)
+        return answer.body
+
+    def policy(self, handle: str, **networks: Any) -> Answer:
+        return self.put(f"/containers/{handle}/policy", {"networks": networks})
+
+
+@dataclass
+class World:
+    """A host with a daemon, and another machine at its uplink."""
+
+    netns: NetnsFactory
+    host: Netns
+    outside: Netns
+    daemon: Daemon
+
+    def container(self, name: str) -> Netns:
+        return self.netns.make(name)
+
+    def remains(self) -> dict[str, Any]:
+        """What of conetd is in the host's kernel now: links, rules' elements and chains, rows, listening sockets."""
+        links = [one["ifname"] for one in self.host.json("ip", "-j", "link")]
+        return {"links": sorted(links), "rules": _rules(self.host), "rows": _rows(self.daemon.database)}
+
+
+def _rules(host: Netns) -> list[str]:
+    listed = host.run("nft", "-s", "list", "ruleset").stdout
+    legacy = host.run("sh", "-c", "iptables-legacy-save -t filter 2>/dev/null | grep -v '^#\\|^:' || true").stdout
+    return [line.strip() for line in (listed + legacy).splitlines()]
+
+
+def _rows(path: Path) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        tables = ("networks", "containers", "attachments", "claims", "policies", "host_ports")
+        return {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+
+
+@contextlib.contextmanager
+def serving(where: Netns, port: int, *, protocol: str = "tcp", address: str = "") -> Iterator[None]:
+    """A service that answers `hello <peer address>` to whoever speaks to it, for the length of the block."""
+    family = socket.AF_INET6
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+
+    def listen() -> socket.socket:
+        server = socket.socket(family, kind)
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((address or "::", port))
+        if protocol == "tcp":
+            server.listen(64)
+        server.settimeout(0.1)
+        return server
+
+    server = where.call(listen)
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                if protocol == "tcp":
+                    client, peer = server.accept()
+                    with client:
+                        client.sendall(f"hello {peer[0].removeprefix('::ffff:')}".encode())
+                else:
+                    _, peer = server.recvfrom(2000)
+                    server.sendto(f"hello {peer[0].removeprefix('::ffff:')}".encode(), peer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        server.close()
+
+
+def ask(where: Netns, address: str, port: int, *, protocol: str = "tcp", seconds: float = 2.0) -> str:
+    """What the service at that address answers; `refused` or `timeout` when it does not."""
+
+    def talk() -> str:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(family, kind) as client:
+            client.settimeout(seconds)
+            try:
+                client.connect((address, port))
+                if protocol == "udp":
+                    client.send(b"?")
+                return client.recv(2000).decode() or "closed"
+            except TimeoutError:
+                return "timeout"
+            except ConnectionRefusedError:
+                return "refused"
+            except OSError as err:
+                return os.strerror(err.errno or 0)
+
+    return where.call(talk)
