@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from random import Random
 
 import pytest
@@ -10,25 +10,28 @@ from pytest_netns import NetnsFactory
 
 from conetd.kernel.nft import NftablesBackend
 from conetd.model import TCP, UDP, AddressRange, IPAddress, PortRange, Rule, Verdict
-from conetd.plan import EndpointPolicy
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter
+from conetd.policy.compile import compile_rules
 
 
 def overlapping_rules(seed: int, count: int) -> list[Rule]:
     """Ranges of every width about the same few places, so that they contain, cross and touch one another."""
     random = Random(seed)
 
-    def addresses() -> AddressRange:
-        base, bits = random.choice([(10 << 24, 24), (0xFD << 120, 120)])
-        kind: type[IPAddress] = IPv4Address if bits == 24 else IPv6Address
-        ends = [random.randrange(8) * (1 << random.randrange(bits - 3)) + random.randrange(4) for _ in range(2)]
-        return AddressRange(kind(base + min(ends)), kind(base + max(ends)))
+    def addresses(longest: int) -> AddressRange:
+        kind: type[IPAddress] = IPv4Address if random.random() < 0.5 else IPv6Address
+        base = 10 << 24 if kind is IPv4Address else 0xFD << 120
+        first = base + random.randrange(64) * 512 + random.randrange(3)
+        last = first + random.randrange(longest)
+        return AddressRange(kind(first), kind(last))
 
     def rule() -> Rule:
-        protocol = random.choice([None, TCP, TCP, TCP, UDP, UDP, 47])
-        destinations = tuple(addresses() for _ in range(random.randrange(1, 3)))
-        if protocol not in (TCP, UDP) or random.random() < 0.1:
-            return Rule(Verdict.ACCEPT, protocol, destinations)
-        low, high = sorted((random.choice([22, 53, 80, 443, 8000]), random.randrange(65536)))
+        protocol = random.choice([TCP, TCP, TCP, TCP, UDP, UDP, 47, None])
+        if protocol not in (TCP, UDP):
+            return Rule(Verdict.ACCEPT, protocol, (addresses(64),))
+        destinations = tuple(addresses(8192) for _ in range(random.randrange(1, 3)))
+        low = random.choice([22, 53, 80, 443, 8000, random.randrange(60000)])
+        high = low + random.choice([0, 0, 1, 50, 1000])
         return Rule(Verdict.ACCEPT, protocol, destinations, ports=(PortRange(low, high), PortRange(80, 80)))
 
     return [rule() for _ in range(count)]
@@ -38,10 +41,17 @@ def overlapping_rules(seed: int, count: int) -> list[Rule]:
 def test_rules_that_overlap_freely_are_taken_and_found_again(netns: NetnsFactory, seed: int) -> None:
     host = netns.make("host")
     backend = host.call(NftablesBackend)
-    policy = EndpointPolicy("aaaaaaaaaaaa", tuple(overlapping_rules(seed, 250)))
+    rules = tuple(overlapping_rules(seed, 250))
+    assert all(sum(len(group.boxes) for group in compile_rules(rules, family)) > 100 for family in (4, 6))
+    wanted: list[FilterObject] = [
+        NetworkFilter("nnnnnnnnnnnn", (IPv4Network("172.16.0.0/24"),)),
+        Endpoint("aaaaaaaaaaaa", "nnnnnnnnnnnn", "web", "veth0", (IPv4Address("172.16.0.2"),), "0a:00:00:00:00:01"),
+        EndpointPolicy("aaaaaaaaaaaa", rules),
+    ]
     try:
-        host.call(backend.apply, [policy])
+        host.call(backend.apply, wanted)
 
-        assert list(host.call(backend.check, [policy])) == []
+        assert list(host.call(backend.check, wanted)) == []
+        assert host.run("nft", "list", "ruleset").stdout.count("10.0.") > 100
     finally:
         host.call(backend.close)
