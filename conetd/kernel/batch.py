@@ -14,8 +14,8 @@ from conetd.driver import Namespace
 from conetd.errors import ConetError
 from conetd.kernel import links, routes, sysctls
 from conetd.kernel.namespaces import inside
-from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
-from conetd.kernel.work import Failures, Requests, Work, index_of
+from conetd.kernel.netlink import Netlink
+from conetd.kernel.work import Failures, Requests, Work, index_of, open_rtnetlink
 from conetd.plan import Plan, Side, Sysctl, Veth
 
 _LO = 1  # lo is the first link of every namespace
@@ -90,10 +90,9 @@ class _Round:
                 with inside(target.netns):
                     for number in target.members:
                         self._write(number, Side.CONTAINER, early=True)
-                    target.socket = sockets.enter_context(Netlink(NETLINK_ROUTE))
+                    target.socket = sockets.enter_context(open_rtnetlink())
             except ConetError as err:
-                for number in target.members:
-                    self._failures(number, err)
+                self._fail(target.members, err)
 
     def _create(self) -> None:
         # A veth may be a port of a bridge of the same batch, so bridges and VTEPs come first.
@@ -140,9 +139,13 @@ class _Round:
             return
         socket = target.socket
         if any(_has_late(self._works[number].plan) for number in members):
-            with inside(target.netns):
-                for number in members:
-                    self._write(number, Side.CONTAINER, early=False)
+            try:
+                with inside(target.netns):
+                    for number in members:
+                        self._write(number, Side.CONTAINER, early=False)
+            except ConetError as err:
+                self._fail(members, err)
+                return
         requests = Requests(socket)
         requests.add(members[0], "bring up", "lo", links.bring_up(_LO))
         for number in members:
@@ -173,6 +176,10 @@ class _Round:
         if name not in self._indexes:
             self._indexes[name] = index_of(self._host, name)
         return self._indexes[name]
+
+    def _fail(self, numbers: Sequence[int], error: ConetError) -> None:
+        for number in numbers:
+            self._failures(number, error)
 
     def _write(self, number: int, side: Side, *, early: bool) -> None:
         try:

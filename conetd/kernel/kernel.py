@@ -11,10 +11,9 @@ from conetd.driver import Namespace
 from conetd.errors import ConetError
 from conetd.kernel import batch, host, reaping, routes, seen
 from conetd.kernel.filter import FilterBackend
-from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
 from conetd.kernel.repair import differences, made_links, repair
 from conetd.kernel.sides import Sides
-from conetd.kernel.work import Failures, Requests, Work, entries, side_of
+from conetd.kernel.work import Failures, Requests, Work, entries, open_rtnetlink, side_of
 from conetd.model import IPAddress
 from conetd.plan import Drift, Plan, Side, Veth, identity
 
@@ -30,7 +29,7 @@ class Kernel:
 
     def __init__(self, filter: FilterBackend) -> None:
         self._filter = filter
-        self._netlink = Netlink(NETLINK_ROUTE)
+        self._netlink = open_rtnetlink()
 
     def __enter__(self) -> Kernel:
         return self
@@ -106,12 +105,14 @@ class Kernel:
             self._filter.apply(drop=[identity(item) for item in plan.filter])
         except ConetError as err:
             errors.append(err)
-        try:
-            with Sides(self._netlink, netns) as sides:
-                for side in Side:
-                    errors += _remove_entries(sides, plan, side)
-        except ConetError as err:
-            errors.append(err)
+        with Sides(self._netlink, None) as sides:
+            errors += _remove_entries(sides, plan, Side.HOST)
+        if netns is not None:
+            try:
+                with Sides(self._netlink, netns) as sides:
+                    errors += _remove_entries(sides, plan, Side.CONTAINER)
+            except ConetError as err:
+                errors.append(err)
         # Ports go before their bridge.
         for link in sorted(plan.links, key=lambda link: not isinstance(link, Veth)):
             label = seen.label(self._netlink, link.name)
@@ -123,7 +124,7 @@ class Kernel:
     def close_many(self, plans: Sequence[Plan]) -> list[ConetError | None]:
         """Let no packet of these plans pass any more, and return of each its first error or None.
 
-        Their filter objects and what they have on links of other plans are gone; their own links are only marked, for
+        Their filter objects and what they have on links of other plans are gone; their own veths are only marked, for
         `reaping.reap`, and a plan that is made again before that gets new ones.
         """
         failures = Failures(len(plans))

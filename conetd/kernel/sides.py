@@ -10,9 +10,9 @@ from conetd.errors import KernelError
 from conetd.kernel import seen, sysctls
 from conetd.kernel.compare import Cure, Fault, link_faults, peer_faults
 from conetd.kernel.namespaces import inside
-from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
+from conetd.kernel.netlink import Netlink
 from conetd.kernel.routes import Entry
-from conetd.kernel.work import index_of, side_of
+from conetd.kernel.work import index_of, open_rtnetlink, side_of
 from conetd.plan import Address, Link, Neighbour, Route, Side, Sysctl, Veth
 
 
@@ -28,7 +28,7 @@ class Sides:
     def __enter__(self) -> Sides:
         if self._netns is not None:
             with inside(self._netns):
-                self._container = self._stack.enter_context(Netlink(NETLINK_ROUTE))
+                self._container = self._stack.enter_context(open_rtnetlink())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from conetd.driver import Namespace
 from conetd.errors import ConetError, KernelError, NotFound
-from conetd.kernel.netlink import Answer, Netlink
+from conetd.kernel.netlink import NETLINK_ROUTE, Answer, Netlink
 from conetd.kernel.routes import Entry
 from conetd.plan import Address, FdbEntry, Link, Neighbour, Plan, Route, Side, Veth
 
@@ -75,6 +75,14 @@ def describe(item: Item) -> str:
     if isinstance(item, FdbEntry):
         return f"forwarding entry {item.mac} on {item.link}"
     return f"link {item.name}"
+
+
+def open_rtnetlink() -> Netlink:
+    """A socket for links and routes in the calling thread's namespace. Raises KernelError."""
+    try:
+        return Netlink(NETLINK_ROUTE)
+    except OSError as err:
+        raise KernelError("open", "a netlink socket", err.errno or 0) from err
 
 
 def index_of(socket: Netlink, name: str) -> int:

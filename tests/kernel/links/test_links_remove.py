@@ -193,3 +193,10 @@ def test_sysctls_of_a_removed_plan_are_left_alone(kernel: Kernel, network: Plan,
     kernel.ensure(Plan(sysctls=(Sysctl("ipv4/conf/blue0/arp_notify", "1"),)))
     kernel.remove(Plan(sysctls=(Sysctl("ipv4/conf/blue0/arp_notify", "1"),)))
     assert host.sysctl("net/ipv4/conf/blue0/arp_notify") == "1"
+
+
+def test_remove_goes_on_when_the_namespace_cannot_be_entered(kernel: Kernel, plan: Plan, inside: NetNS) -> None:
+    inside.close()
+    with pytest.raises(KernelError, match="could not enter network namespace"):
+        kernel.remove(plan, inside)
+    assert "cv2" not in kernel.links()
