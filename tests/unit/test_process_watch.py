@@ -132,7 +132,8 @@ def test_a_thread_cannot_be_watched_and_the_error_names_it(watcher: Watcher) -> 
 
 
 def test_a_thousand_processes_can_be_watched_and_no_descriptor_stays(watcher: Watcher) -> None:
-    raise_file_limit()
+    if raise_file_limit(2000) < 2000:
+        pytest.skip("needs a limit of 2000 open files")
     child = watcher.child()
     process = identify(child.pid)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
