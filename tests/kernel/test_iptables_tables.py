@@ -213,5 +213,26 @@ def test_a_link_stays_shut_until_it_is_gone(backend: IptablesBackend, host: Any)
 
 def test_an_opened_uplink_stands_last(backend: IptablesBackend, host: Any) -> None:
     backend.apply(EVERYTHING)
-    backend.set_opened(["eth0"])
+    backend.set_opened(4, ["eth0"])
     assert rules_of(host, "conetd-forward") == ["-i br0 -g conetd-f-blue", "-o br0 -g conetd-to", "-i eth0 -j DROP"]
+
+
+def test_what_an_earlier_life_left_stays_in_force_until_the_first_sync(backend: IptablesBackend, host: Any) -> None:
+    backend.apply(EVERYTHING)
+    backend.set_opened(4, ["eth0"])
+    before = saved(host)
+    other = Endpoint("new", "blue", "new", "br0", (ip_address("10.0.0.6"),), "02:00:00:00:00:06", "veth6")
+    with contextlib.closing(host.call(IptablesBackend)) as later:
+        later.apply([NETWORK, other, EndpointPolicy("new")], [("NetworkFilter", "green")])
+        added = saved(host)
+        assert [line for line in before.splitlines() if line not in added] == []
+        assert rules_of(host, "conetd-s-br0")[-1] == "-j DROP"
+        later.sync(EVERYTHING)
+        assert saved(host) == before
+
+
+def test_a_new_life_can_remove_everything(backend: IptablesBackend, host: Any) -> None:
+    backend.apply(EVERYTHING)
+    with contextlib.closing(host.call(IptablesBackend)) as later:
+        later.remove_all()
+    assert "conetd" not in saved(host) + saved(host, 6)

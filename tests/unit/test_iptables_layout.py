@@ -30,7 +30,7 @@ def endpoint(number: int = 1, **changes: object) -> Endpoint:
     return Endpoint(**(given | changes))  # type: ignore[arg-type]  # checked by the tests that use it
 
 
-def built(*objects: FilterObject, opened: tuple[str, ...] = (), shut: tuple[str, ...] = ()) -> Wanted:
+def built(*objects: FilterObject, opened: tuple[tuple[int, str], ...] = (), shut: tuple[str, ...] = ()) -> Wanted:
     return Layout().build({identity(one): one for one in objects}, opened, shut)
 
 
@@ -96,7 +96,12 @@ def test_mappings_of_one_address_go_before_those_of_all() -> None:
 
 
 def test_an_opened_uplink_is_no_way_through_for_strangers() -> None:
-    assert built(opened=("eth0",))[4, "filter"].chains["conetd-forward"] == [pack(Line("DROP", incoming="eth0"), 4)]
+    wanted = built(opened=((4, "eth0"),))
+    assert wanted[4, "filter"].chains["conetd-forward"] == [pack(Line("DROP", incoming="eth0"), 4)]
+
+
+def test_an_uplink_opened_for_one_ip_version_is_left_alone_in_the_other() -> None:
+    assert built(opened=((4, "eth0"),))[6, "filter"].chains == {}
 
 
 def test_a_link_left_behind_passes_nothing_in_either_direction() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from conetd.errors import KernelError
+from conetd.kernel.iptables import adopt
 from conetd.kernel.iptables.client import Worker
 from conetd.kernel.iptables.drift import drifts
 from conetd.kernel.iptables.layout import FAMILIES, TABLES, Identity, Layout, Opened, Wanted, WantedTable
@@ -22,6 +23,8 @@ class IptablesBackend:
     in one commit. Across tables what closes is committed before what opens, and an `apply` that fails puts the tables
     back that it had changed; where that fails too, `disturbed` says so until the next `sync`.
 
+    What an earlier life of the daemon left stays in force beside what is applied until the first `sync`.
+
     An accept of ours is the kernel's: rules of others behind our jump in FORWARD do not see that packet, rules before
     it judge first. What the host's INPUT chain keeps out stays out also with `host_access`.
 
@@ -33,12 +36,17 @@ class IptablesBackend:
     name = "iptables"
 
     def __init__(self) -> None:
-        """Start the worker. Raises DriverError when python-iptables is not installed."""
+        """Start the worker. Raises DriverError when python-iptables is not installed, KernelError without tables."""
         self._worker = Worker()
+        try:
+            self._left: adopt.Left = self._worker.call("left")
+        except BaseException:
+            self._worker.close()
+            raise
         self._layout = Layout()
         self._objects: dict[Identity, FilterObject] = {}
-        self._opened: Opened = ()
-        self._shut: frozenset[str] = frozenset()
+        self._opened: Opened = adopt.opened(self._left)
+        self._shut: frozenset[str] = adopt.shut(self._left)
         self._glance: Glance | None = None
         self._suspect = False
         self._next_whole_look = 0.0
@@ -69,7 +77,7 @@ class IptablesBackend:
         shut = self._still_there(self._shut | _left_behind(self._objects, objects))
         tables = self._layout.build(objects, self._opened, shut)
         differences, self._glance = self._worker.call("apply", _plain(tables))
-        self._objects, self._shut, self._suspect = objects, shut, False
+        self._objects, self._left, self._shut, self._suspect = objects, {}, shut, False
         return drifts(tables, differences)
 
     def check(self, wanted: Sequence[FilterObject]) -> Sequence[Drift]:
@@ -94,7 +102,7 @@ class IptablesBackend:
         now = time.monotonic()
         if glance != self._glance or now >= self._next_whole_look:
             tables = self._layout.build(self._objects, self._opened, self._shut)
-            differences, self._glance = self._worker.call("check", _plain(tables))
+            differences, self._glance = self._worker.call("check", adopt.beside(self._left, _plain(tables)))
             self._next_whole_look = now + _WHOLE_LOOK_SECONDS
             self._suspect |= bool(differences)
         return self._suspect
@@ -108,6 +116,7 @@ class IptablesBackend:
 
     def remove_all(self) -> None:
         """See FilterBackend.remove_all."""
+        self._left = {}
         self._commit({}, (), frozenset(), "")
 
     def close(self) -> None:
@@ -130,7 +139,7 @@ class IptablesBackend:
         self._objects, self._opened, self._shut = objects, opened, shut
 
     def _write(self, tables: Wanted) -> None:
-        _differences, self._glance = self._worker.call("apply", _plain(tables))
+        _differences, self._glance = self._worker.call("apply", adopt.beside(self._left, _plain(tables)))
 
     def _still_there(self, links: frozenset[str]) -> frozenset[str]:
         return links & self._worker.call("links") if links else links

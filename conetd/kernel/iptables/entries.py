@@ -29,7 +29,8 @@ ESTABLISHED, RELATED, DNATED = 1 << 1, 1 << 2, 1 << 7
 _PORT_UNREACHABLE = {4: 3, 6: 4}
 _ADMINISTRATIVELY = {4: 6, 6: 1}  # icmp-host-prohibited, icmp6-adm-prohibited
 
-_STATE = 1  # XT_CONNTRACK_STATE
+_STATE, _STATUS = 1 << 0, 1 << 6  # XT_CONNTRACK_STATE, XT_CONNTRACK_STATUS
+_CONFIRMED = 1 << 3  # IPS_CONFIRMED
 _LOCAL = 1 << 2  # XT_ADDRTYPE_LOCAL
 _MAP_IPS, _PROTO_SPECIFIED, _RANDOM_FULLY = 1, 2, 16  # NF_NAT_RANGE_…
 _RANGE_SOURCE, _RANGE_DESTINATION = 1, 2  # IPRANGE_SRC, IPRANGE_DST
@@ -147,6 +148,12 @@ def target_name(packed: bytes, family: int) -> str:
     return name[: name.index(0)].decode(errors="replace")
 
 
+def incoming_interface(packed: bytes, family: int) -> str:
+    """The name of the interface a packed rule is for, empty for any."""
+    start = 16 if family == 4 else 64
+    return packed[start : start + 16].rstrip(b"\0").decode(errors="replace")
+
+
 @lru_cache(maxsize=4096)
 def standard_target(label: str) -> bytes:
     """A verdict or a jump, named; libiptc puts the number in."""
@@ -186,8 +193,17 @@ def _comment(text: str) -> bytes:
 
 def ctstate(mask: int) -> Extension:
     """Connections in one of these states."""
-    # struct xt_conntrack_mtinfo3: 8 addresses, 2 u32, 5 u16, match and invert flags, state and status mask, ports
-    return Extension("conntrack", 3, bytes(128 + 8 + 10) + struct.pack("=HHHH8x2x", _STATE, 0, mask, 0))
+    return _conntrack(_STATE, 0, mask, 0)
+
+
+def first_packet() -> Extension:
+    """The very first packet of a connection: later ones find it confirmed, with or without a reply."""
+    return _conntrack(_STATUS, _STATUS, 0, _CONFIRMED)
+
+
+def _conntrack(matched: int, inverted: int, state: int, status: int) -> Extension:
+    # struct xt_conntrack_mtinfo3: 8 addresses, 2 u32 and 5 u16 before these, 4 u16 and padding behind
+    return Extension("conntrack", 3, bytes(128 + 8 + 10) + struct.pack("=HHHH8x2x", matched, inverted, state, status))
 
 
 def to_local() -> Extension:

@@ -27,13 +27,11 @@ def lines(
     """
     verdict = _verdict(rule, family, accept)
     log = rule.log or (log_denied and rule.verdict is not Verdict.ACCEPT)
-    group = NFLOG_ALLOWED if rule.verdict is Verdict.ACCEPT else NFLOG_DENIED
     found = []
     for matching in _matching(rule, family):
         commented = dataclasses.replace(matching, comment=comment(handle, rule.origin, ingress))
         if log:
-            target = entries.log_to(group, log_prefix(handle))
-            found.append(dataclasses.replace(commented, target=target, goto=False))
+            found.append(_logging(commented, rule.verdict, handle))
         found.append(dataclasses.replace(commented, target=verdict, goto=verdict == TOWARDS))
     return found
 
@@ -51,6 +49,14 @@ def _verdict(rule: Rule, family: int, accept: str) -> Extension | str:
             return "DROP"
         case Verdict.REJECT:
             return entries.reject(family)
+
+
+def _logging(line: Line, verdict: Verdict, handle: str) -> Line:
+    if verdict is not Verdict.ACCEPT:
+        return dataclasses.replace(line, target=entries.log_to(NFLOG_DENIED, log_prefix(handle)))
+    # an unanswered connection stays new for the rules above, which let established ones pass
+    once = (*line.matches, entries.first_packet())
+    return dataclasses.replace(line, target=entries.log_to(NFLOG_ALLOWED, log_prefix(handle)), matches=once)
 
 
 def _matching(rule: Rule, family: int) -> Iterator[Line]:

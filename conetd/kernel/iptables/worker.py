@@ -65,9 +65,16 @@ class Tables4And6:
             tables = self._read(wanted)
             return list(_differences(tables, wanted)), _glance(tables)
 
+    def left(self) -> dict[tuple[int, str], dict[str, list[bytes]]]:
+        """The chains of ours in each table that exists."""
+        with _locked():
+            every: Tables = {(family, name): ({}, {}) for family in _NAMES for name in _OPENING}
+            found = {key: table.found().chains for key, table in self._read(every).items()}
+            return {key: chains for key, chains in found.items() if chains}
+
     def glance(self) -> Glance:
         """How many rules and bytes each table holds, and where its chains begin."""
-        return _glance([(family, name) for family in _NAMES for name in _existing(family)])
+        return _glance([(family, name) for family in _NAMES for name in _existing(family).intersection(_OPENING)])
 
     def links(self) -> set[str]:
         """The names of the links in this namespace."""
