@@ -47,7 +47,7 @@ class FilterBackend(Protocol):
 
         Packets of that version that come in by one of them and leave by an interface that is none of ours are dropped,
         as the kernel did before: the host does not become a router for strangers. Packets from or to our interfaces
-        pass. Naming the same again costs nothing.
+        pass. Naming the same again costs nothing. Before the first `sync` or `apply` it is only remembered.
         """
 
     def remove_all(self) -> None:

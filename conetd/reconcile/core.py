@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from conetd.driver import AttachmentContext, KernelHandle, Namespace, NetworkContext, PlannedDriver
 from conetd.errors import ConetError, DriverError
 from conetd.kernel.kernel import Kernel
+from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch
 from conetd.kernel.work import Work
 from conetd.model import Attachment, IPNetwork
@@ -52,6 +53,7 @@ class Core:
     policy_changed: set[str] = field(default_factory=set)
     expected: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(handle, network) to the host's links of each attachment that stands."""
+    packet_log: LogReader | None = None
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """(handle or "", network) to what is wrong there and not yet repaired."""
 

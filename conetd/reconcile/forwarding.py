@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from conetd.kernel import forwarding
 from conetd.kernel.forwarding import SysctlChange
@@ -37,8 +37,20 @@ def adjust_forwarding(core: Core) -> None:
     if done_with:
         _restore(core, done_with)
         recorded = []
+    _tell_filter(core, recorded, versions, ours | ends)
+
+
+def remember_opened(core: Core) -> None:
+    """Tell the filter before its first sync which uplinks conetd opened, so that they are not open for a moment."""
+    links = {link.name for live in core.networks.all() if is_planned(live) for link in network_plan(live).links}
+    _tell_filter(core, _recorded(core), (4, 6), links)
+
+
+def _tell_filter(
+    core: Core, recorded: Sequence[SysctlChange], versions: Collection[int], ours: Collection[str]
+) -> None:
     for version in (4, 6):
-        opened = forwarding.opened(recorded, version, ours | ends) if version in versions else frozenset()
+        opened = forwarding.opened(recorded, version, ours) if version in versions else frozenset()
         core.kernel.filter.set_opened(version, sorted(opened))
 
 

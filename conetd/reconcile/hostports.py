@@ -49,6 +49,10 @@ class PortKeeper:
         with self._lock:
             self._restore(handle, network, {_socket(port): port for port in ports})
 
+    def release_unclaimed(self) -> None:
+        """Give back what the service manager kept and no attachment holds."""
+        self._sockets.release_unclaimed()
+
     def _settle(
         self, handle: str, network: str, requests: Sequence[PortRequest], held: Sequence[HostPortRecord]
     ) -> tuple[HostPortRecord, ...]:

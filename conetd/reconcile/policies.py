@@ -214,13 +214,14 @@ def _apply_planned(core: Core, one: Change) -> None:
     for wanted in plan.filter:
         if not isinstance(wanted, EndpointPolicy):
             continue
-        before = befores[wanted.key]
-        core.flows.end_changed(before.ports if isinstance(before, EndpointPolicy) else (), wanted.ports)
-        endpoint = held("Endpoint", wanted.key)
+        before, endpoint = befores[wanted.key], held("Endpoint", wanted.key)
         network = held("NetworkFilter", one.live.network.key)
-        if isinstance(endpoint, Endpoint):
-            judged_by = network if isinstance(network, NetworkFilter) else None
-            core.flows.end_forbidden(endpoint.addresses, wanted, judged_by)
+        core.flows.settle(
+            before if isinstance(before, EndpointPolicy) else None,
+            wanted,
+            endpoint.addresses if isinstance(endpoint, Endpoint) else (),
+            network if isinstance(network, NetworkFilter) else None,
+        )
 
 
 def _apply_foreign(core: Core, one: Change) -> None:

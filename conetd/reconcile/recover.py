@@ -11,7 +11,7 @@ from conetd.kernel.process import ProcessId
 from conetd.plan import FilterObject
 from conetd.reconcile.core import Core, attachment_plan, is_planned, network_plan
 from conetd.reconcile.down import DownJob, bring_down, close, leaving_of, note_failure
-from conetd.reconcile.forwarding import adjust_forwarding
+from conetd.reconcile.forwarding import adjust_forwarding, remember_opened
 from conetd.reconcile.lanes import GROUP_MOST
 from conetd.reconcile.namespace import lives
 from conetd.reconcile.networks import ensure_network
@@ -35,6 +35,7 @@ def recover(core: Core) -> None:
     dead = [one for one in records if one not in living]
     _hold_ports(core, living)
     wishes = _wishes(core, living)
+    remember_opened(core)
     drifts = core.kernel.filter.sync(wanted_filter(core, [one for some in wishes.values() for one in some]))
     for drift in drifts[:20]:
         log.info("filter repaired", extra={"drift": str(drift)})

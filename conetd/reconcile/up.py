@@ -209,7 +209,7 @@ def _describe(core: Core, job: UpJob) -> ConetError | None:
         for wish in job.wishes:
             if is_planned(wish.live):
                 wish.record = replace(wish.record, answer=_told(wish))
-                core.flows.end_changed((), wish.mappings)
+                core.flows.end_others(wish.mappings)
     except ConetError as err:
         return err
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -16,6 +17,7 @@ from conetd.kernel.host import default_route_mtu, default_route_source, local_ad
 from conetd.kernel.hostports import HostPorts
 from conetd.kernel.kernel import Kernel
 from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
+from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch, boot_id
 from conetd.kernel.reaping import reap
 from conetd.ports import PortPool
@@ -108,8 +110,20 @@ def _first(core: Core) -> None:
             address = default_route_source(netlink)
     core.external_ip = str(address) if address is not None else None
     log.info("filter", extra={"backend": chosen.name})
+    _read_packet_log(core)
     recover(core)
+    core.ports.release_unclaimed()
     _leave_old_filter(core, chosen.name)
+
+
+def _read_packet_log(core: Core) -> None:
+    """Have a thread write a line for each packet that a rule logs; without it everything else works."""
+    try:
+        core.packet_log = LogReader()
+    except ConetError as err:
+        log.error("logged packets cannot be read", extra={"error": err.message})
+        return
+    threading.Thread(target=core.packet_log.run, name="packet-log", daemon=True).start()
 
 
 def _leave_old_filter(core: Core, name: str) -> None:
@@ -138,6 +152,8 @@ def end(core: Core) -> None:
 def _last(core: Core) -> None:
     core.flows.close()
     core.kernel.close()
+    if core.packet_log is not None:
+        core.packet_log.close()
 
 
 def _open_tools() -> Tools:

@@ -66,7 +66,9 @@ class NftablesBackend:
         """See FilterBackend."""
         others = {one for one in self._mirror.uplinks if one[0] != version}
         wanted = frozenset({*others, *((version, name) for name in uplinks)})
-        if wanted != self._mirror.uplinks:
+        if not self._known:
+            self._mirror = Mirror(self._mirror.objects.values(), wanted)
+        elif wanted != self._mirror.uplinks:
             self._change(self._mirror.change((), (), wanted))
             self._mirror.uplinks = wanted
 

@@ -68,6 +68,7 @@ class SetSpec:
             data=data,
             fields=tuple(field.length for field in self.key) if self.intervals else (),
             timeout_ms=self.timeout_s * 1000,
+            host_order=self.key == (IFNAME,),
         )
 
 

@@ -20,6 +20,8 @@ SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_CONCAT = 0x
 DATA_VERDICT = 0xFFFFFF00
 ACCEPT, DROP, RETURN, GOTO, JUMP = 1, 0, -5, -4, -3
 
+# nft's user data of a set (libnftnl/udata.h): NFTNL_UDATA_SET_KEYBYTEORDER, its length, BYTEORDER_HOST_ENDIAN
+_KEYS_IN_HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
 _ELEMENTS_MAX = 60_000  # bytes of elements a message; an attribute cannot be longer than 65535
 _FAMILY_HEADERS = {family: struct.pack("=BBH", family, 0, 0) for family in (0, INET, BRIDGE)}
 
@@ -115,8 +117,12 @@ def new_set(
     fields: Sequence[int] = (),
     size: int = 0,
     timeout_ms: int = 0,
+    host_order: bool = False,
 ) -> bytes:
-    """Create a set; `key` and `data` are nft's type number and the length in bytes, `fields` lengths within the key."""
+    """Create a set; `key` and `data` are nft's type number and the length in bytes, `fields` lengths within the key.
+
+    `host_order` tells `nft list` in which order the bytes of its keys are to be read.
+    """
     parts = [text(1, table), text(2, name), u32(3, flags), u32(4, key[0]), u32(5, key[1])]
     if data is not None:
         parts += (u32(6, data[0]), u32(7, data[1]))
@@ -126,6 +132,8 @@ def new_set(
     parts.append(u32(10, set_id))
     if timeout_ms:
         parts.append(attribute(11, struct.pack(">Q", timeout_ms)))
+    if host_order:
+        parts.append(attribute(13, _KEYS_IN_HOST_ORDER))
     return request(NEWSET, NLM_F_CREATE | NLM_F_EXCL, family, b"".join(parts))
 
 
