@@ -1,0 +1,216 @@
+"""What the filter's objects come to in nftables: elements, chains, and the change from one state to the next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from conetd.errors import KernelError
+from conetd.kernel.nft import wire
+from conetd.kernel.nft.chain import Chain, recognised
+from conetd.kernel.nft.mirror import Mirror
+from conetd.kernel.nft.objects import link_local, name_key, of_attachment, of_network
+from conetd.kernel.nft.verdicts import elements
+from conetd.model import TCP, AddressRange, PortRange, Rule, Verdict
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping
+from conetd.policy.boxes import Box
+
+V4, V6 = ip_address("10.1.0.2"), ip_address("fd01::2")
+NETWORK = NetworkFilter("net", (ip_network("10.1.0.0/24"), ip_network("fd01::/64")), "br0")
+ENDPOINT = Endpoint("key", "net", "web-1", "br0", (V4, V6), "02:00:0a:01:00:02", "cv0")
+POLICY = EndpointPolicy("key")
+
+
+def sets(endpoint: Endpoint | None, policy: EndpointPolicy | None, network: NetworkFilter | None) -> set[str]:
+    return {name for name, _, _ in of_attachment(endpoint, policy, network).elements}
+
+
+def chains(policy: EndpointPolicy, network: NetworkFilter = NETWORK) -> dict[str, Chain]:
+    return {chain.name: chain for chain in of_attachment(ENDPOINT, policy, network).chains}
+
+
+def words(chain: Chain) -> str:
+    return " | ".join(rule.words for rule in chain.rules)
+
+
+def deny(*networks: str, log: bool = False) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(
+            Verdict.REJECT, destinations=(AddressRange.of(ip_network(one)),), log=log, origin=f"deny_networks[{number}]"
+        )
+        for number, one in enumerate(networks)
+    )
+
+
+def test_a_link_local_address_follows_from_the_mac() -> None:
+    assert ip_address(link_local(bytes.fromhex("02000a010002"))) == ip_address("fe80::aff:fe01:2")
+
+
+def test_without_an_endpoint_there_is_nothing() -> None:
+    assert not sets(None, POLICY, NETWORK)
+
+
+@pytest.mark.parametrize(("policy", "network"), [(None, NETWORK), (POLICY, None)], ids=["no policy", "no network"])
+def test_with_a_part_missing_nobody_judges_and_so_nothing_leaves(
+    policy: EndpointPolicy | None, network: NetworkFilter | None
+) -> None:
+    found = sets(ENDPOINT, policy, network)
+    assert {"source4", "source6", "port4", "port6"} <= found
+    assert not {"egress4", "egress6"} & found
+
+
+def test_of_an_unknown_network_neighbours_are_apart() -> None:
+    assert "isolated_ports" in sets(ENDPOINT, POLICY, None)
+    assert "isolated_ports" not in sets(ENDPOINT, POLICY, NETWORK)
+
+
+def test_a_container_without_ipv6_has_no_link_local_address_either() -> None:
+    assert not {"source6", "port6", "egress6"} & sets(replace(ENDPOINT, addresses=(V4,)), POLICY, NETWORK)
+
+
+def test_only_a_marked_endpoint_is_in_the_marks() -> None:
+    assert "mark4" not in sets(ENDPOINT, POLICY, NETWORK)
+    assert {"mark4", "mark6"} <= sets(replace(ENDPOINT, mark=7), POLICY, NETWORK)
+
+
+def test_host_access_is_given_to_the_interface_the_containers_come_in_by() -> None:
+    open_network = replace(NETWORK, host_access=True)
+    assert ("host_access", name_key("br0"), b"") in of_network(open_network).elements
+    routed = replace(ENDPOINT, interface="cv0", port=None)
+    assert "host_access" in sets(routed, POLICY, replace(open_network, interface=None))
+
+
+def test_the_networks_rules_are_shared_by_its_containers() -> None:
+    network = replace(NETWORK, rules=deny("10.0.0.0/8"))
+    assert words(chains(POLICY, network)["e-key"]) == "web-1: then the network's"
+    assert [chain.name for chain in of_network(network).chains] == ["n-net"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "rules"),
+    [(replace(POLICY, log_denied=True), deny("10.0.0.0/8")), (POLICY, deny("10.0.0.0/8", log=True))],
+    ids=["log_denied", "a rule of the network that logs"],
+)
+def test_what_is_logged_under_a_handle_is_judged_in_its_own_chain(
+    policy: EndpointPolicy, rules: tuple[Rule, ...]
+) -> None:
+    chain = chains(policy, replace(NETWORK, rules=rules))["e-key"]
+    assert words(chain) == "web-1: network deny_networks[0] | web-1: not denied"
+
+
+def test_a_chain_for_logs_stands_only_where_an_accepted_connection_is_logged() -> None:
+    rule = Rule(Verdict.ACCEPT, TCP, log=True, origin="net_out[0]")
+    assert set(chains(replace(POLICY, rules=(replace(rule, log=False), *deny("10.0.0.0/8", log=True))))) == {"e-key"}
+    assert set(chains(replace(POLICY, rules=(rule,)))) == {"e-key", "l-key"}
+
+
+def test_ingress_ends_with_a_drop_of_its_own() -> None:
+    assert words(chains(replace(POLICY, ingress=()))["i-key"]) == "web-1: ingress not allowed"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("ports", [True, False])
+def test_elements_are_written_as_any_other_element(family: int, ports: bool) -> None:
+    first, last = (V4, V4 + 9) if family == 4 else (V6, V6 + 9)
+    box = Box(6, 17, int(first), int(last), 80, 90)
+    key, end = (bytes((p, 0, 0, 0)) + a.packed for p, a in ((6, first), (17, last)))
+    if ports:
+        key, end = key + b"\x00\x50\0\0", end + b"\x00\x5a\0\0"
+    assert elements([box], family, ports=ports) == (wire.element(key, key_end=end),)
+
+
+def test_rules_are_recognised_only_if_all_are_there_in_order() -> None:
+    first, second, third = Chain(
+        "c", of_network(replace(NETWORK, rules=deny("10.0.0.0/8", "fd00::/8"))).chains[0].rules
+    ).comments
+    whole = [first, second, third]
+    assert recognised(whole)
+    for other in ([first, second], [second, first, third], [*whole, third], [first, "", third], [first, first, third]):
+        assert not recognised(other)
+
+
+def test_rules_of_another_chain_give_another_fingerprint() -> None:
+    prints = {
+        of_network(replace(NETWORK, rules=deny(one))).chains[0].fingerprint for one in ("10.0.0.0/8", "11.0.0.0/8")
+    }
+    assert len(prints) == 2
+
+
+# From one state to the next.
+
+
+def mapping(to: str, host_port: int = 7000) -> PortMapping:
+    return PortMapping(TCP, host_port, ip_address(to), 8080)
+
+
+def other(number: int = 3, **more: object) -> tuple[Endpoint, EndpointPolicy]:
+    endpoint = replace(
+        ENDPOINT, key="other", handle="web-2", addresses=(V4 + 1,), mac="02:00:0a:01:00:03", port=f"cv{number}"
+    )
+    return endpoint, replace(EndpointPolicy("other"), **more)  # type: ignore[arg-type]
+
+
+def test_the_same_again_is_no_change() -> None:
+    objects: list[FilterObject] = [NETWORK, ENDPOINT, POLICY]
+    assert not Mirror(objects).change(objects, ())
+
+
+def test_a_new_policy_changes_the_chain_and_no_element() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT, POLICY])
+    rules = (Rule(Verdict.ACCEPT, TCP, ports=(PortRange(80, 80),)),)
+    (unit,) = mirror.change([replace(POLICY, rules=rules)], ()).units
+    assert [chain.name for chain in unit.refill_chains] == ["e-key"]
+    assert not unit.add
+    assert not unit.delete
+
+
+def test_a_shared_element_stays_until_its_last_owner_goes() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT, POLICY])
+    ours = ("ours", name_key("br0"))
+    change = mirror.change((), [("Endpoint", "key")])
+    assert ours not in [place for unit in change.units for place in unit.delete]
+    mirror.commit(change)
+    assert ours in [place for unit in mirror.change((), [("NetworkFilter", "net")]).units for place in unit.delete]
+
+
+def test_a_port_that_moves_is_taken_before_it_is_given() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT, replace(POLICY, ports=(mapping("10.1.0.2"),)), *other()])
+    change = mirror.change([other(ports=(mapping("10.1.0.3"),))[1], POLICY], ())
+    assert [name for unit in change.units for name, _ in unit.delete] == ["published4"]
+    assert [name for unit in change.units for name, _, _ in unit.add] == ["published4"]
+
+
+def test_a_port_wanted_by_two_is_refused_and_the_second_named() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT, replace(POLICY, ports=(mapping("10.1.0.2"),))])
+    with pytest.raises(KernelError, match=r"web-2.*File exists"):
+        mirror.change(other(ports=(mapping("10.1.0.3"),)), ())
+
+
+def test_a_network_that_comes_later_opens_its_containers() -> None:
+    mirror = Mirror([ENDPOINT, POLICY])
+    added = {name for unit in mirror.change([NETWORK], ()).units for name, _, _ in unit.add}
+    assert {"egress4", "egress6", "same4", "bridges"} <= added
+
+
+def test_a_change_of_the_networks_rules_reaches_those_who_judge_by_themselves() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT, replace(POLICY, log_denied=True)])
+    change = mirror.change([replace(NETWORK, rules=deny("10.0.0.0/8"))], ())
+    assert {chain.name for unit in change.units for chain in unit.refill_chains} == {"n-net", "e-key"}
+
+
+def test_the_link_of_a_dropped_endpoint_is_shut_and_opened_when_it_comes_back() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT])
+    change = mirror.change((), [("Endpoint", "key")])
+    assert change.closed == [("closed_ports", name_key("cv0"))]
+    mirror.commit(change)
+    assert mirror.change([ENDPOINT], ()).reopened == [("closed_ports", name_key("cv0"))]
+
+
+def test_looking_ahead_leaves_the_mirror_as_it_is() -> None:
+    mirror = Mirror([NETWORK, ENDPOINT, POLICY])
+    ahead = mirror.after(mirror.change((), [("Endpoint", "key")]))
+    assert ("Endpoint", "key") in mirror.objects
+    assert ("Endpoint", "key") not in ahead.objects
+    assert not mirror.change([ENDPOINT], ())
