@@ -28,9 +28,11 @@ class IptablesBackend:
     An accept of ours is the kernel's: rules of others behind our jump in FORWARD do not see that packet, rules before
     it judge first. What the host's INPUT chain keeps out stays out also with `host_access`.
 
-    Frames that stay inside a bridge come by only with bridge-nf-call-iptables = 1. Without, this backend cannot
-    isolate the containers of one bridge from each other (it does isolate what goes through the host), and with
-    neither setting does it see ARP. A source address is checked together with the frame's MAC.
+    Frames that stay inside a bridge come by only with bridge-nf-call-iptables = 1. Without, this backend can neither
+    isolate the containers of one bridge from each other (it does so for what goes through the host), nor hold a
+    source address against its owner between them, nor silence an endpoint that is gone before its link is. ARP, other
+    protocols than IP, and neighbour discovery that lies about somebody else's address never come by. What the host
+    itself sends to a container is not judged.
     """
 
     name = "iptables"
