@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class Daemon:
     folder: Path
     settings: str = ""
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """Beside the environment of the tests."""
 
     @property
     def public_socket(self) -> Path:
@@ -88,16 +90,19 @@ class Daemon:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
-    def start(self, *, wait: bool = True) -> None:
-        config = self.folder / "conetd.toml"
-        config.write_text(
+    @property
+    def config(self) -> Path:
+        return self.folder / "conetd.toml"
+
+    def start(self, *, wait: bool = True, before: Sequence[str] = ()) -> None:
+        """Start it; `before` is a command that ends by executing what follows it."""
+        self.config.write_text(
             f'state_dir = "{self.folder}/state"\npublic_socket = "{self.public_socket}"\n'
             f'private_socket = "{self.private_socket}"\nsocket_group = "root"\n{self.settings}\n'
         )
+        command = [*before, sys.executable, "-m", "conetd", "run", "--config", str(self.config)]
         with (self.folder / "log").open("ab") as log:
-            self.process = self.host.popen(
-                [sys.executable, "-m", "conetd", "run", "--config", str(config)], stdout=log, stderr=log
-            )
+            self.process = self.host.popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
         if wait:
             self.wait_ready()
 
@@ -191,6 +196,27 @@ class World:
         """What of conetd is in the host's kernel now: links, rules' elements and chains, rows, listening sockets."""
         links = [one["ifname"] for one in self.host.json("ip", "-j", "link")]
         return {"links": sorted(links), "rules": _rules(self.host), "rows": _rows(self.daemon.database)}
+
+
+@contextlib.contextmanager
+def open_world(
+    netns: NetnsFactory, folder: Path, settings: str = "", environment: dict[str, str] | None = None
+) -> Iterator[World]:
+    """A host with an uplink (192.0.2.1, 2001:db8::1) towards an outside machine (.2), and a daemon not yet started.
+
+    At the end the daemon is stopped, and must not have logged a traceback; whoever provokes one empties its log.
+    """
+    host, outside = netns.make("host"), netns.make("outside")
+    addresses = {"2001:db8::1/64": "2001:db8::2/64"}
+    host.connect(outside, "192.0.2.1/24", "192.0.2.2/24", name="up0", peer_name="eth0", extra=addresses)
+    host.run("ip", "route", "add", "default", "via", "192.0.2.2")
+    host.run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
+    daemon = Daemon(host, folder, settings, environment=environment or {})
+    yield World(netns, host, outside, daemon)
+    if daemon.process is not None and daemon.process.poll() is None:
+        assert daemon.stop() == 0, daemon.log
+    if (folder / "log").exists():
+        assert "Traceback" not in daemon.log, daemon.log
 
 
 def _rules(host: Netns) -> list[str]:
