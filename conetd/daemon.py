@@ -72,7 +72,8 @@ async def _serve(
     notifier = sdnotify.Notifier()
     doors = Doors(patience_s=settings.driver_timeout + _STOP_MARGIN_S)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as reads:
-        service.start()
+        recovered = asyncio.wrap_future(service.start())
+        recovered.add_done_callback(lambda done: stopping.set() if done.exception() else None)
         try:
             await doors.open(public_application(service, reads), public)
             await doors.open(private_application(service, reads), private)
@@ -82,6 +83,8 @@ async def _serve(
             _LOG.info("serving", extra={"version": __version__, "ms": round((time.monotonic() - started) * 1000)})
             async with _watchdog(notifier):
                 await stopping.wait()
+            if recovered.done() and recovered.exception() is not None:
+                await recovered  # raises why this host cannot be worked on
             _LOG.info("stopping")
             notifier.send("STOPPING=1")
         finally:

@@ -77,7 +77,10 @@ def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
         ensure_network(core, live)
     except ConetError as err:
         log.error("network failed", extra={"network": name, "error": str(err)})
-        remove_network(core, live)
+        try:
+            remove_network(core, live)
+        except ConetError as again:
+            log.error("undoing a network failed, it will be retried", extra={"network": name, "error": str(again)})
         raise
     took_ms = round((time.monotonic() - started) * 1000, 1)
     log.info("network created", extra={"network": name, "type": record.type, "ms": took_ms})

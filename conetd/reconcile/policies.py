@@ -65,19 +65,23 @@ def normalise(core: Core, live: LiveNetwork, document: JSON, path: str) -> JSON:
     def check() -> JSON:
         parsed = core.networks.policy(live, document, path)
         dumped: JSON = live.loaded.driver.policy_schema().dump(parsed)
+        core.networks.keep_policy(live, dumped, parsed)
         return dumped
 
     return core.ask(live.loaded, "policy_schema", check)
 
 
-def replace_policies(core: Core, handle: str, documents: Mapping[str, JSON]) -> None:
+def replace_policies(core: Core, handle: str, normalised: Mapping[str, JSON]) -> None:
     """Make these the container's policies, the whole truth; returns when the kernel holds them.
 
-    Raises Invalid and Conflict with nothing changed, and DriverError when a driver or the kernel refused one: then
-    the wish stays and is tried again. Runs in the lane, or elsewhere when a network is of a foreign type.
+    The documents are as `check_documents` returned them. Raises Invalid and Conflict with nothing changed, and
+    DriverError when a driver or the kernel refused one: then the wish stays and is tried again. Runs in the lane, or
+    elsewhere when a network is of a foreign type.
     """
     started = time.monotonic()
-    normalised = check_documents(core, documents)
+    for name in normalised:
+        if name not in core.networks:
+            raise Invalid(f'there is no network "{name}" any more', fields={f"networks.{name}": "deleted meanwhile"})
     db = core.database.reader()
     container = containers.container(db, handle) or ContainerRecord(handle)
     own = containers.policies_of(db, handle)
@@ -98,6 +102,7 @@ def replace_policies(core: Core, handle: str, documents: Mapping[str, JSON]) -> 
     def write(db: sqlite3.Connection) -> None:
         containers.put_container(db, container)
         containers.replace_policies(db, handle, normalised)
+        containers.delete_if_unwanted(db, handle)
         write_changes(db, changes)
 
     core.database.write(write)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Sequence
 
 from conetd.errors import ConetError
 from conetd.reconcile.core import Core, is_planned, network_plan
-from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
+from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed, close, detach_foreign, leaving_of
 from conetd.reconcile.namespace import lives
 from conetd.reconcile.networks import ensure_network
 from conetd.reconcile.recover import all_wishes, complete, wanted_filter
 from conetd.reconcile.up import attach_foreign, open_for
 from conetd.reconcile.wishes import standing_wishes
-from conetd.store import containers
+from conetd.store import AttachmentRecord, containers
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def repair(core: Core, handle: str) -> None:
         or one.record.error is not None
         or (handle, one.record.network) in core.problems
     ]
+    _close_again(core, [record for record in records if record.leaving])
     if not wishes:
         return
     for wish in wishes:
@@ -65,6 +67,15 @@ def repair(core: Core, handle: str) -> None:
         core.on_lane(complete, core, [job])
     finally:
         job.close()
+
+
+def _close_again(core: Core, records: Sequence[AttachmentRecord]) -> None:
+    """Have those that were to leave while the container lives on leave after all."""
+    leaving = [leaving_of(core, record) for record in records]
+    core.on_lane(close, core, [one for one in leaving if is_planned(one.live)])
+    for one in leaving:
+        if not is_planned(one.live):
+            detach_foreign(core, one, None)
 
 
 def repair_network(core: Core, name: str) -> None:

@@ -81,11 +81,15 @@ class Networks:
         what = f'policy for network "{live.record.name}"'
         parsed = load(live.loaded.driver.policy_schema(), document, path, what=what)
         live.loaded.driver.check_policy(live.network, parsed)
+        self.keep_policy(live, document, parsed)
+        return parsed
+
+    def keep_policy(self, live: LiveNetwork, document: JSON, parsed: Any) -> None:
+        """Remember what a document of a network was parsed to."""
         with self._lock:
-            self._policies[key] = parsed
+            self._policies[live.record.name, encode(document)] = parsed
             while len(self._policies) > _POLICIES_KEPT:
                 self._policies.popitem(last=False)
-        return parsed
 
     def _forget_policies(self, name: str) -> None:
         for key in [key for key in self._policies if key[0] == name]:

@@ -64,7 +64,10 @@ def bring_up(core: Core, jobs: list[UpJob]) -> list[JSON | BaseException]:
     for job, error in zip(acting, act(core, acting), strict=True):
         if error is not None:
             errors[id(job)] = undo(core, job, error)
-    finish(core, [job for job in acting if id(job) not in errors])
+    done = [job for job in acting if id(job) not in errors]
+    finish(core, done)
+    for job in done:
+        _log_up(job)
     results: list[JSON | BaseException] = []
     for job in jobs:
         job.close()
@@ -85,6 +88,7 @@ def bring_up_mixed(core: Core, job: UpJob) -> JSON:
             if error is not None:
                 raise undo(core, job, error)
             core.on_lane(finish, core, [job])
+            _log_up(job)
         return answer(core, job)
     finally:
         job.close()
@@ -253,9 +257,12 @@ def finish(core: Core, jobs: Sequence[UpJob]) -> None:
             wish.record = replace(wish.record, applied_rev=wish.record.rev, error=None)
             core.problems.pop((job.handle, wish.record.network), None)
             core.expected[job.handle, wish.record.network] = wish.links
-        took_ms = round((time.monotonic() - job.started) * 1000, 1)
-        networks = ",".join(wish.record.network for wish in job.wishes)
-        log.info("up", extra={"handle": job.handle, "network": networks, "ms": took_ms})
+
+
+def _log_up(job: UpJob) -> None:
+    took_ms = round((time.monotonic() - job.started) * 1000, 1)
+    networks = ",".join(wish.record.network for wish in job.wishes)
+    log.info("up", extra={"handle": job.handle, "network": networks, "ms": took_ms})
 
 
 def undo(core: Core, job: UpJob, error: BaseException) -> BaseException:

@@ -10,7 +10,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from conetd.documents import load
+from conetd.documents import load, strict
 from conetd.errors import Invalid
 from conetd.model import JSON, is_interface_name
 from conetd.model.names import NETWORK_NAME
@@ -59,7 +59,7 @@ def _mac(value: str) -> None:
 
 def _ifname(value: str) -> None:
     if not is_interface_name(value):
-        raise ValidationError("is not an interface name: 1 to 15 of A-Z a-z 0-9 . _ -.")
+        raise ValidationError("is not an interface name: 1 to 15 of A-Z a-z 0-9 . _ - and not lo, all or default.")
 
 
 class JoinSchema(Schema):
@@ -87,7 +87,7 @@ class _JoinField(fields.Field[Join]):
             network_name(value)
             return Join(value)
         if isinstance(value, Mapping):
-            join: Join = JoinSchema().load(value)
+            join: Join = strict(JoinSchema()).load(value)
             return join
         raise ValidationError("must be a network's name, or an object with `network`.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from conetd.errors import ConetError, DriverError
@@ -25,6 +26,7 @@ from conetd.service.status import status
 from conetd.settings import Settings
 from conetd.store import containers
 
+S = TypeVar("S")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _OFF_LANE_THREADS = 32  # jobs that wait for foreign drivers; more wait in line
@@ -47,10 +49,14 @@ class Service:
 
     # Life
 
-    def start(self) -> None:
-        """Begin to work. Returns at once: what is left of the last run is recovered first, in the kernel lane."""
+    def start(self) -> Future[None]:
+        """Begin to work. Returns at once: what is left of the last run is recovered first, in the kernel lane.
+
+        The future is done when that is through; its error says why this host cannot be worked on.
+        """
         self._ready = begin(self._core)
-        self._ready.add_done_callback(lambda _: self._patrol.start())
+        self._ready.add_done_callback(lambda ready: None if ready.exception() else self._patrol.start())
+        return self._ready
 
     def stop(self) -> None:
         """Finish what was asked for and refuse what comes now. All container networking stays in place."""
@@ -141,18 +147,19 @@ class Service:
         check_handle(handle)
         wanted = documents.policies(document)
 
-        def work() -> JSON:
+        def work(normalised: dict[str, JSON]) -> JSON:
             try:
-                replace_policies(self._core, handle, wanted)
+                replace_policies(self._core, handle, normalised)
             except DriverError as err:
-                err.details = {"networks": views.policy(self._core, handle)["networks"]}
+                err.details = {"networks": views.policies(self._core, handle)["networks"]}
                 raise
-            return views.policy(self._core, handle)
+            return views.policies(self._core, handle)
 
         def start() -> Future[JSON]:
             # Checking a long document takes many milliseconds, in which the lane can do something else.
             checked = self._off_lane.submit(check_documents, self._core, wanted)
-            return _then(checked, lambda: self._place(self._touches_foreign(handle, list(wanted)), work))
+            foreign = self._touches_foreign(handle, list(wanted))
+            return _then(checked, lambda normalised: self._place(foreign, partial(work, normalised)))
 
         return self._turn(handle, start)
 
@@ -231,8 +238,8 @@ class Service:
             log.debug("stopping; the next start finds that the process has ended", extra={"handle": handle})
 
 
-def _then(first: Future[Any], start: Callable[[], Future[T]]) -> Future[T]:
-    """What `start` comes to, begun when `first` is done; the error of `first`, if it has one."""
+def _then(first: Future[S], start: Callable[[S], Future[T]]) -> Future[T]:
+    """What `start` comes to with the result of `first`, begun when that is done; or the error of `first`."""
     outer: Future[T] = Future()
 
     def settle(done: Future[Any]) -> None:
@@ -247,7 +254,7 @@ def _then(first: Future[Any], start: Callable[[], Future[T]]) -> Future[T]:
             settle(done)
             return
         try:
-            start().add_done_callback(settle)
+            start(done.result()).add_done_callback(settle)
         except BaseException as err:  # whoever waits for `outer` has to hear of it
             outer.set_exception(err)
 

@@ -69,6 +69,11 @@ def known(core: Core, handle: str) -> ContainerRecord:
 def policy(core: Core, handle: str) -> JSON:
     """What is in force for a container, and where each document came from. Raises NotFound."""
     known(core, handle)
+    return policies(core, handle)
+
+
+def policies(core: Core, handle: str) -> JSON:
+    """The same of any handle, known or not."""
     db = core.database.reader()
     standing = {one.network: one for one in containers.attachments_of(db, handle) if not one.leaving}
     return {"handle": handle, "networks": _policies(core, standing, containers.policies_of(db, handle))}

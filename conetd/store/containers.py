@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -243,7 +243,7 @@ def put_policy(db: sqlite3.Connection, handle: str, network: str, origin: str, d
     )
 
 
-def replace_policies(db: sqlite3.Connection, handle: str, documents: dict[str, JSON]) -> None:
+def replace_policies(db: sqlite3.Connection, handle: str, documents: Mapping[str, JSON]) -> None:
     """Make these the container's own policies, whatever they came from before."""
     db.execute("DELETE FROM policies WHERE handle = ?", (handle,))
     for network, document in documents.items():

@@ -33,6 +33,9 @@ MAIN = textwrap.dedent(
         def start(self):
             print("start", flush=True)
             threading.Thread(target=self.release, daemon=True).start()
+            recovered = Future()
+            recovered.set_result(None)
+            return recovered
         def release(self):
             sys.stdin.readline()
             for one in self.slow:
