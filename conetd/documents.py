@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from marshmallow import Schema, ValidationError
@@ -11,6 +11,8 @@ from marshmallow import Schema, ValidationError
 from conetd.errors import Invalid
 
 _SHOWN = 80  # characters of an offending value that a message repeats
+_UNKNOWN = "Unknown field."  # marshmallow's words, also those that follow
+_PLAINER = {"Not a valid mapping type.": "Not an object.", "Invalid input type.": "Not an object."}
 
 
 def load(schema: Schema, document: Any, path: str = "", *, what: str = "document") -> Any:
@@ -20,11 +22,22 @@ def load(schema: Schema, document: Any, path: str = "", *, what: str = "document
     `config.subnet` or `attach_to[1].ip`) to what is wrong, and the message names the first with its value.
     """
     try:
-        return schema.load(document)
+        return strict(schema).load(document)
     except ValidationError as err:
         fields = dict(_flatten(err.messages, path, document, path))
         first, complaint = next(iter(fields.items()))
         raise Invalid(f"{what}: {first or 'the whole'}: {complaint}", fields=fields) from err
+
+
+def strict(schema: Schema) -> Schema:
+    """The schema, which from now on says what it knows when it refuses a field it does not know."""
+    schema.error_messages["unknown"] = unknown(schema.fields)
+    return schema
+
+
+def unknown(known: Iterable[str]) -> str:
+    """What is said of a field that is not among the known ones."""
+    return f"{_UNKNOWN} Known are {', '.join(sorted(known))}."
 
 
 def join(path: str, step: str | int) -> str:
@@ -44,7 +57,7 @@ def _flatten(messages: Any, path: str, document: Any, root: str) -> Iterator[tup
                 yield from _flatten(inner, join(path, step), _member(document, step), root)
     elif isinstance(messages, list):
         shown = "" if document is None else f" (got {_short(document)})"
-        yield path, " ".join(str(one) for one in messages) + shown
+        yield path, " ".join(_PLAINER.get(str(one), str(one)) for one in messages) + shown
     else:
         yield path, str(messages)
 

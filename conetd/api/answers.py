@@ -78,7 +78,7 @@ def _of_aiohttp(request: web.Request, err: web.HTTPException) -> ConetError:
     if isinstance(err, web.HTTPNotFound):
         return UnknownPath(f"there is nothing at {request.path}")
     if isinstance(err, web.HTTPMethodNotAllowed):
-        return MethodNotAllowed(f"{request.path} takes {' and '.join(sorted(err.allowed_methods))}, not {err.method}")
+        return MethodNotAllowed(f"{request.path} takes {', '.join(sorted(err.allowed_methods))}, not {err.method}")
     if isinstance(err, web.HTTPRequestEntityTooLarge):
         return TooLarge(f"the body is larger than the {BODY_MAX} bytes allowed")
     return BadRequest(err.reason)

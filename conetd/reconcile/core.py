@@ -53,6 +53,8 @@ class Core:
     policy_changed: set[str] = field(default_factory=set)
     expected: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(handle, network) to the host's links of each attachment that stands."""
+    rounds: int = 0
+    """How often everything was compared with the kernel since the start."""
     packet_log: LogReader | None = None
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """(handle or "", network) to what is wrong there and not yet repaired."""
@@ -142,7 +144,7 @@ class LaneHandle:
 
     def diff(self, plan: Plan) -> list[Drift]:
         """See KernelHandle."""
-        return self.core.on_lane(lambda: list(self.core.kernel.diff(plan, self.netns)))
+        return self.core.on_lane(lambda: list(self.core.kernel.diff(plan, self.netns, self.alias)))
 
 
 def network_context(core: Core, live: LiveNetwork) -> NetworkContext[Any]:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 
 from conetd.errors import ConetError
-from conetd.reconcile.core import Core, is_planned, network_plan
+from conetd.kernel.namespaces import NetNS
+from conetd.plan import Drift
+from conetd.reconcile.core import (
+    Core,
+    attachment_alias,
+    attachment_context,
+    attachment_plan,
+    is_planned,
+    network_alias,
+    network_plan,
+)
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed, close, detach_foreign, leaving_of
-from conetd.reconcile.namespace import lives
+from conetd.reconcile.namespace import container_netns, lives
 from conetd.reconcile.networks import ensure_network
 from conetd.reconcile.recover import all_wishes, complete, wanted_filter
 from conetd.reconcile.up import attach_foreign, open_for
-from conetd.reconcile.wishes import standing_wishes
+from conetd.reconcile.wishes import Wish, standing_wishes
 from conetd.store import AttachmentRecord, containers
 
 log = logging.getLogger(__name__)
@@ -76,6 +87,45 @@ def _close_again(core: Core, records: Sequence[AttachmentRecord]) -> None:
     for one in leaving:
         if not is_planned(one.live):
             detach_foreign(core, one, None)
+
+
+def inspect(core: Core, handle: str) -> None:
+    """Compare one container's attachments with the kernel in every detail, and mend what is not as wanted.
+
+    The filter is left out: whether somebody touched it is known each second, and reading it back is dear.
+    """
+    container = containers.container(core.database.reader(), handle)
+    with container_netns(container) as netns:
+        if container is None or netns is None:
+            return
+        for wish in standing_wishes(core, container):
+            drifts = _compare(core, wish, netns)
+            if drifts:
+                core.problems[handle, wish.record.network] = str(drifts[0])
+                told = {"handle": handle, "network": wish.record.network, "drift": str(drifts[0])}
+                log.warning("not as wanted", extra=told)
+    repair(core, handle)
+
+
+def _compare(core: Core, wish: Wish, netns: NetNS) -> Sequence[Drift]:
+    if is_planned(wish.live):
+        plan = replace(attachment_plan(wish.live, wish.value, wish.policy), filter=())
+        alias = attachment_alias(wish.record.network, wish.record.handle)
+        return core.on_lane(core.kernel.diff, plan, netns, alias)
+    driver = wish.live.loaded.driver
+    ctx = attachment_context(core, wish.live, wish.value, wish.policy, netns)
+    return core.ask(wish.live.loaded, "check", lambda: driver.check(ctx))
+
+
+def inspect_network(core: Core, name: str) -> None:
+    """Compare a network of a planned type with the kernel in every detail, and mend what is not as wanted."""
+    if name not in core.networks or not is_planned(core.networks.get(name)):
+        return
+    plan = replace(network_plan(core.networks.get(name)), filter=())
+    drifts = core.on_lane(core.kernel.diff, plan, None, network_alias(name))
+    if drifts:
+        log.warning("not as wanted", extra={"network": name, "drift": str(drifts[0])})
+        repair_network(core, name)
 
 
 def repair_network(core: Core, name: str) -> None:

@@ -15,7 +15,7 @@ from conetd.kernel.namespaces import NetNS, open_namespace
 from conetd.kernel.process import ProcessId, alive, identify
 from conetd.kernel.work import Work
 from conetd.model import JSON
-from conetd.plan import Drift, EndpointPolicy, Plan, PortMapping
+from conetd.plan import EndpointPolicy, Plan, PortMapping
 from conetd.reconcile import answers
 from conetd.reconcile.core import Core, attachment_context, attachment_work, guard, is_planned
 from conetd.reconcile.down import discard, take_down
@@ -294,9 +294,3 @@ def is_mixed(core: Core, job: UpJob) -> bool:
             return False
         names = {join.network for join in joins}
     return any(name in core.networks and not is_planned(core.networks.get(name)) for name in names)
-
-
-def check(core: Core, wish: Wish, netns: NetNS | None) -> Sequence[Drift]:
-    """Ask the wish's driver where the kernel is not as wanted."""
-    ctx = attachment_context(core, wish.live, wish.value, wish.policy, netns)
-    return core.ask(wish.live.loaded, "check", lambda: wish.live.loaded.driver.check(ctx))

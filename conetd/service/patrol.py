@@ -11,7 +11,15 @@ from conetd.errors import ConetError
 from conetd.reconcile.core import Core
 from conetd.reconcile.forwarding import adjust_forwarding
 from conetd.reconcile.namespace import lives
-from conetd.reconcile.repair import missing_links, repair, repair_network, tend_filter, unfinished
+from conetd.reconcile.repair import (
+    inspect,
+    inspect_network,
+    missing_links,
+    repair,
+    repair_network,
+    tend_filter,
+    unfinished,
+)
 from conetd.store import containers, networks
 
 log = logging.getLogger(__name__)
@@ -28,6 +36,7 @@ class Patrol:
         self._core = core
         self._submit = submit
         self._seen: dict[str, int] = {}
+        self._container = self._network = ""  # those looked at last
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="patrol", daemon=True)
 
@@ -68,6 +77,19 @@ class Patrol:
             self._submit(handle, repair).result()
         if number % FORWARDING_EVERY == 0:
             core.on_lane(adjust_forwarding, core)
+        self._inspect_next()
+        core.rounds += 1
+
+    def _inspect_next(self) -> None:
+        """Look closely at one container and one network a round, each in its turn."""
+        handles = [handle for handle, _ in sorted(self._core.expected)]
+        if handles:
+            self._container = next((one for one in handles if one > self._container), handles[0])
+            self._submit(self._container, inspect).result()
+        names = [live.record.name for live in self._core.networks.all()]
+        if names:
+            self._network = next((one for one in names if one > self._network), names[0])
+            inspect_network(self._core, self._network)
 
     def _stuck(self) -> set[str]:
         """Those that had the same work left a round ago: others are being worked on right now."""

@@ -43,6 +43,7 @@ def status(core: Core, ready: Future[None] | None) -> tuple[bool, JSON]:
         "attachments_not_as_wanted": problems,
         "networks_not_as_wanted": broken,
         "foreign_drops": _foreign_drops(),
+        "rounds": core.rounds,
         "removals_pending": core.reaper.pending,
         "sysctls_changed": {
             path: {"old": old, "new": new} for path, (old, new) in sorted(networks.sysctls(db).items())

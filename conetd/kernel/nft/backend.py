@@ -92,12 +92,13 @@ class NftablesBackend:
             self._mirror.commit(change)
             return
         if self._known:
-            batch = Batch()
+            prepare, switch = Batch(), Batch()
             for unit in change.units:
-                batch.unit(unit)
-            batch.close(change.closed)
-            batch.reopen([place for place in change.reopened if place in self._closed])
-            if self._send(batch) is None:
+                (prepare if unit.live else switch).prepare(unit)
+                switch.switch(unit)
+            switch.close(change.closed)
+            switch.reopen([place for place in change.reopened if place in self._closed])
+            if self._send(prepare) is None and self._send(switch) is None:
                 self._mirror.commit(change)
                 self._note_links(change.closed, change.reopened)
                 return
@@ -110,17 +111,16 @@ class NftablesBackend:
         before = listings.generation(self._netlink)
         listing = listings.read(self._netlink)
         drift = compare(listing, mirror, mirror.units, prune=prune)
-        batch, shut = repair(listing, mirror, prune=prune)
-        if listing.unsound:
-            shut = [*shut, *self._closed]
+        work = repair(listing, mirror, prune=prune)
+        shut = [*work.shut, *(self._closed if listing.unsound else ())]
         links = mirror.links
-        batch.close([place for place in {*shut, *closed} if place not in links])
-        batch.reopen(
+        work.switch.close([place for place in {*shut, *closed} if place not in links])
+        work.switch.reopen(
             [place for place in links if place in self._closed or place[1] in listing.elements.get(place[0], ())]
         )
         self._generation = before
-        if batch:
-            self._commit(batch)
+        self._commit(work.prepare)
+        self._commit(work.switch)
         self._mirror = mirror
         self._known = True
         # Those of an earlier run, too: whoever kept a link shut then does not remember it now.
@@ -142,6 +142,8 @@ class NftablesBackend:
 
     def _send(self, batch: Batch) -> KernelError | None:
         """Send one batch, which the kernel takes as a whole or not at all. Returns why it did not."""
+        if not batch:
+            return None
         messages, labels = batch.written()
         answers = self._netlink.exchange(messages)
         for answer, label in zip(answers, labels, strict=True):

@@ -31,13 +31,14 @@ class Batch:
         """Begin with these, after those already so given."""
         self._first += ((one, label) for one in messages)
 
-    def unit(self, change: UnitChange) -> None:
-        """Make the change of one unit."""
-        self.delete(change.delete, change.label)
+    def prepare(self, change: UnitChange) -> None:
+        """Make the new chains of a unit, where no packet comes yet."""
         for chain in change.new_chains:
             self.new_chain(chain, change.label)
-        for chain in change.refill_chains:
-            self.refill_chain(chain, change.label)
+
+    def switch(self, change: UnitChange) -> None:
+        """Make the rest of the change of one unit."""
+        self.delete(change.delete, change.label)
         for name in change.gone_chains:
             self.delete_chain(name, change.label)
         self.add(change.add, change.label)

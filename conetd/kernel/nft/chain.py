@@ -38,11 +38,23 @@ class KernelRule:
 
 
 class Chain:
-    """A chain that is not at a hook, by name and rules. Immutable."""
+    """A chain by name and rules. Immutable."""
 
     def __init__(self, name: str, rules: tuple[KernelRule, ...]) -> None:
         self.name = name
         self.rules = rules
+
+    @classmethod
+    def addressed(cls, name: str, rules: tuple[KernelRule, ...]) -> Chain:
+        """A chain whose name ends in its fingerprint, so that other rules make another chain.
+
+        The kernel shows packets a new rule some microseconds before it shows them the elements of its interval sets.
+        So a chain is never refilled while packets reach it: one with the new rules is made first, by itself, and then
+        the element that leads to the old one is exchanged.
+        """
+        chain = cls(name, rules)
+        chain.name = f"{name}-{chain.fingerprint}"
+        return chain
 
     @cached_property
     def fingerprint(self) -> str:

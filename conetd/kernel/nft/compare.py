@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 from conetd.kernel.nft import skeleton
 from conetd.kernel.nft.batch import Batch
@@ -42,25 +43,47 @@ def compare(listing: Listing, mirror: Mirror, units: Collection[Unit], *, prune:
     return found
 
 
-def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> tuple[Batch, list[Place]]:
-    """The batch that makes the tables hold what the mirror says, and the links it takes from endpoints nobody wants.
+@dataclass(slots=True)
+class Repair:
+    """Two batches that make the tables hold what the mirror says, and the links of endpoints that nobody wants.
 
-    Tables that cannot be kept are made anew in the same batch, so that no packet finds them gone.
+    The first makes what packets do not come to yet, so that the second lets them come to what is complete. Tables that
+    cannot be kept are made anew by the first, in which no container's packet is accepted.
     """
-    batch = Batch()
-    shut: list[Place] = []
+
+    prepare: Batch
+    switch: Batch
+    shut: list[Place]
+
+
+def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> Repair:
+    """What to do about the differences; with `prune`, also about what nobody should have."""
+    found = Repair(Batch(), Batch(), [])
     if listing.unsound:
         whole = "nftables tables"
-        batch.before_all(skeleton.remove(listing.present), whole)
-        batch.before_all(skeleton.create(), whole)
+        found.prepare.before_all(skeleton.remove(listing.present), whole)
+        found.prepare.before_all(skeleton.create(), whole)
         listing = Listing(elements={name: {} for name in SETS})
     for unit, holding in mirror.holdings.items():
-        label = mirror.label(unit)
         wrong = {name for name, fingerprint in holding.chains.items() if listing.chains.get(name) != fingerprint}
         if wrong:
+            label = mirror.label(unit)
             for chain in mirror.contribution(unit).chains:
                 if chain.name in wrong:
-                    (batch.refill_chain if chain.name in listing.chains else batch.new_chain)(chain, label)
+                    add = found.prepare.refill_chain if chain.name in listing.chains else found.prepare.new_chain
+                    add(chain, label)
+    _repair_elements(found.switch, listing, mirror)
+    if prune:
+        for place, _ in _surplus(listing, mirror):
+            found.switch.delete([place], _NOBODY)
+            if place[0] == "ports":
+                found.shut.append(("closed_ports", place[1]))
+        for name in _surplus_chains(listing, mirror):
+            found.switch.delete_chain(name, _NOBODY)
+    return found
+
+
+def _repair_elements(batch: Batch, listing: Listing, mirror: Mirror) -> None:
     added: set[Place] = set()
     for unit, holding in mirror.holdings.items():
         label = mirror.label(unit)
@@ -74,14 +97,6 @@ def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> tuple[Batch, lis
             missing.append((name, key, data))
             added.add((name, key))
         batch.add(missing, label)
-    if prune:
-        for place, _ in _surplus(listing, mirror):
-            batch.delete([place], _NOBODY)
-            if place[0] == "ports":
-                shut.append(("closed_ports", place[1]))
-        for name in _surplus_chains(listing, mirror):
-            batch.delete_chain(name, _NOBODY)
-    return batch, shut
 
 
 def _surplus(listing: Listing, mirror: Mirror) -> Iterator[tuple[Place, bytes]]:

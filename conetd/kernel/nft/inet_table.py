@@ -194,7 +194,9 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
             (f"of an endpoint, IPv{family}", _interface_and_source(family) + e.verdict_map(f"egress{family}"))
             for family in _BOTH
         ),
-        ("of nobody, or without a policy", drop()),
+        # one element a network, not one rule a container: the kernel goes through all of them at each change
+        ("what it has no rule for", e.meta(e.IIFNAME) + e.verdict_map("network")),
+        ("without a network", drop()),
     )
     to_strangers = interface("ours", e.OIFNAME, negate=True)
     forward = rules(

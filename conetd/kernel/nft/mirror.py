@@ -36,18 +36,21 @@ _EMPTY = Holding((), {})
 
 @dataclass(slots=True)
 class UnitChange:
-    """What has to change for one unit. Elements that are deleted leave before any is added."""
+    """What has to change for one unit. Elements that are deleted leave before any is added.
+
+    `live` units are in the tables already, so packets may be on their way to them.
+    """
 
     unit: Unit
     label: str
+    live: bool
     delete: list[Place] = field(default_factory=list)
     add: list[Element] = field(default_factory=list)
     new_chains: list[Chain] = field(default_factory=list)
-    refill_chains: list[Chain] = field(default_factory=list)
     gone_chains: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.delete or self.add or self.new_chains or self.refill_chains or self.gone_chains)
+        return bool(self.delete or self.add or self.new_chains or self.gone_chains)
 
 
 @dataclass(slots=True)
@@ -205,14 +208,9 @@ class Mirror:
         before = self.holdings.get(unit, _EMPTY)
         after = Holding(wanted.elements, {chain.name: chain.fingerprint for chain in wanted.chains})
         change.holdings[unit] = after
-        one = UnitChange(unit, self.label(unit, change.objects))
+        one = UnitChange(unit, self.label(unit, change.objects), unit in self.holdings)
         change.units.append(one)
-        for chain in wanted.chains:
-            held = before.chains.get(chain.name)
-            if held is None:
-                one.new_chains.append(chain)
-            elif held != after.chains[chain.name]:
-                one.refill_chains.append(chain)
+        one.new_chains = [chain for chain in wanted.chains if chain.name not in before.chains]
         one.gone_chains = [name for name in before.chains if name not in after.chains]
         if before.elements != after.elements:
             for name, key, _ in before.elements:

@@ -38,22 +38,15 @@ class Contribution:
 NOTHING = Contribution()
 
 
-def network_chain(key: str) -> str:
-    """The chain with the network's own rules."""
-    return f"n-{key}"
-
-
-def attachment_chains(key: str) -> tuple[str, str, str]:
-    """The chains an attachment can have: what it sends, what it is sent, and what of it is logged and accepted."""
-    return f"e-{key}", f"i-{key}", f"l-{key}"
-
-
 def of_network(network: NetworkFilter | None) -> Contribution:
     """What a network comes to."""
     if network is None:
         return NOTHING
-    chains = () if _logs(network) else (Chain(network_chain(network.key), _network_rules(network)),)
-    return Contribution(tuple(_network_elements(network)), chains)
+    elements = list(_network_elements(network))
+    chain = _network_chain(network)
+    if chain is not None and network.interface is not None:
+        elements.append(("network", name_key(network.interface), _goes_to(chain)))
+    return Contribution(tuple(elements), () if chain is None else (chain,))
 
 
 def of_attachment(
@@ -62,25 +55,26 @@ def of_attachment(
     """What an attachment comes to."""
     if endpoint is None:
         return NOTHING
-    elements = _identity(endpoint, network)
+    elements = _link(endpoint, network)
     if policy is None:
         return Contribution(tuple(elements))
-    egress, ingress, log = attachment_chains(endpoint.key)
+    elements += _identity(endpoint)
     for mapping in policy.ports:
         elements += _published(mapping)
     chains: list[Chain] = []
-    logging = logs_accepted(policy.rules) or (policy.ingress is not None and logs_accepted(policy.ingress))
+    log_chain = ""
+    if any(logs_accepted(rules) for rules in (policy.rules, policy.ingress or (), network.rules if network else ())):
+        chains.append(Chain.addressed(f"l-{endpoint.key}", _log_rules(endpoint)))
+        log_chain = chains[0].name
     if network is not None:
-        interface = name_key(endpoint.interface)
-        judged = leads_to(egress)
+        egress = Chain.addressed(f"e-{endpoint.key}", tuple(_egress(endpoint, policy, network, log_chain)))
+        interface, judged = name_key(endpoint.interface), wire.verdict_data(wire.JUMP, egress.name)
         elements += [(f"egress{one.version}", interface + one.packed, judged) for one in endpoint.addresses]
-        chains.append(Chain(egress, tuple(_egress(endpoint, policy, network))))
-        logging = logging or logs_accepted(network.rules)
+        chains.append(egress)
     if policy.ingress is not None:
-        elements += [(f"ingress{one.version}", one.packed, leads_to(ingress)) for one in endpoint.addresses]
-        chains.append(Chain(ingress, tuple(_ingress(endpoint, policy.ingress))))
-    if logging:
-        chains.insert(0, Chain(log, _log_rules(endpoint)))
+        ingress = Chain.addressed(f"i-{endpoint.key}", tuple(_ingress(endpoint, policy.ingress, log_chain)))
+        elements += [(f"ingress{one.version}", one.packed, _goes_to(ingress)) for one in endpoint.addresses]
+        chains.append(ingress)
     return Contribution(tuple(elements), tuple(chains))
 
 
@@ -95,29 +89,41 @@ def link_local(mac: bytes) -> bytes:
     return _LINK_LOCAL + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
 
 
-def leads_to(chain: str) -> bytes:
-    """An element's data that leads to a chain for good."""
-    return wire.verdict_data(wire.GOTO, chain)
+def _goes_to(chain: Chain) -> bytes:
+    return wire.verdict_data(wire.GOTO, chain.name)
 
 
-def _identity(endpoint: Endpoint, network: NetworkFilter | None) -> list[Element]:
+def _link(endpoint: Endpoint, network: NetworkFilter | None) -> list[Element]:
+    """What closes the endpoint's link to everything it is not given."""
+    interface = name_key(endpoint.interface)
+    found: list[Element] = [("ours", interface, b"")]
+    if network is not None and network.interface != endpoint.interface:
+        if network.host_access:
+            found.append(("host_access", interface, b""))
+        chain = _network_chain(network)
+        if chain is not None:
+            found.append(("network", interface, _goes_to(chain)))
+    if endpoint.port is not None:
+        port = name_key(endpoint.port)
+        found.append(("ports", port, b""))
+        if network is None or network.isolated:
+            found.append(("isolated_ports", port, b""))
+    return found
+
+
+def _identity(endpoint: Endpoint) -> list[Element]:
+    """Which packets and frames are the endpoint's own, and with which mark they go on."""
     interface = name_key(endpoint.interface)
     mac = bytes.fromhex(endpoint.mac.replace(":", ""))
     addresses = [(one.version, one.packed) for one in endpoint.addresses]
     spoken = [*addresses, (6, link_local(mac))] if any(version == 6 for version, _ in addresses) else addresses
-    found: list[Element] = [("ours", interface, b"")]
-    found += [(f"source{version}", interface + packed, b"") for version, packed in spoken]
+    found: list[Element] = [(f"source{version}", interface + packed, b"") for version, packed in spoken]
     if endpoint.mark:
         mark = wire.value(struct.pack("=I", endpoint.mark))
         found += [(f"mark{version}", interface + packed, mark) for version, packed in addresses]
-    if network is not None and network.host_access and network.interface != endpoint.interface:
-        found.append(("host_access", interface, b""))
     if endpoint.port is not None:
         port = name_key(endpoint.port)
-        found.append(("ports", port, b""))
         found += [(f"port{version}", port + mac + _MAC_PAD + packed, b"") for version, packed in spoken]
-        if network is None or network.isolated:
-            found.append(("isolated_ports", port, b""))
     return found
 
 
@@ -165,35 +171,39 @@ def _logs(network: NetworkFilter) -> bool:
     return any(rule.log for rule in network.rules)
 
 
-def _network_rules(network: NetworkFilter) -> tuple[KernelRule, ...]:
-    accepted = KernelRule(f"network {network.key}: not denied", (e.verdict(wire.ACCEPT),))
+# each endpoint with an interface of its own asks for it
+@lru_cache(maxsize=256)
+def _network_chain(network: NetworkFilter) -> Chain | None:
+    if _logs(network):
+        return None
     subject = f"network {network.key}"
     rules = [
         rule
         for family in (4, 6)
         for rule in verdict_rules(network.rules, family, prefix="", log_denied=False, log_chain="", subject=subject)
     ]
-    return (*rules, accepted)
+    accepted = KernelRule(f"{subject}: not denied", (e.verdict(wire.ACCEPT),))
+    return Chain.addressed(f"n-{network.key}", (*rules, accepted))
 
 
-def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter) -> Iterator[KernelRule]:
+def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter, log_chain: str) -> Iterator[KernelRule]:
     subject = _subject(endpoint)
-    yield from _judged(endpoint, policy.rules, subject, log_denied=policy.log_denied)
+    yield from _judged(endpoint, policy.rules, subject, log_chain, log_denied=policy.log_denied)
     if policy.log_denied or _logs(network):
-        yield from _judged(endpoint, network.rules, f"{subject} network", log_denied=policy.log_denied)
+        yield from _judged(endpoint, network.rules, f"{subject} network", log_chain, log_denied=policy.log_denied)
         yield KernelRule(f"{subject} not denied", (e.verdict(wire.ACCEPT),))
-    else:
-        yield KernelRule(f"{subject} then the network's", (e.goto(network_chain(network.key)),))
 
 
-def _ingress(endpoint: Endpoint, rules: tuple[Rule, ...]) -> Iterator[KernelRule]:
+def _ingress(endpoint: Endpoint, rules: tuple[Rule, ...], log_chain: str) -> Iterator[KernelRule]:
     subject = f"{_subject(endpoint)} ingress"
-    yield from _judged(endpoint, rules, subject, log_denied=False)
+    yield from _judged(endpoint, rules, subject, log_chain, log_denied=False)
     yield KernelRule(f"{subject} not allowed", (e.verdict(wire.DROP),))
 
 
-def _judged(endpoint: Endpoint, rules: tuple[Rule, ...], subject: str, *, log_denied: bool) -> Iterator[KernelRule]:
-    prefix, log_chain = log_prefix(endpoint.handle), attachment_chains(endpoint.key)[2]
+def _judged(
+    endpoint: Endpoint, rules: tuple[Rule, ...], subject: str, log_chain: str, *, log_denied: bool
+) -> Iterator[KernelRule]:
+    prefix = log_prefix(endpoint.handle)
     for family in sorted({one.version for one in endpoint.addresses}):
         yield from verdict_rules(
             rules, family, prefix=prefix, log_denied=log_denied, log_chain=log_chain, subject=subject

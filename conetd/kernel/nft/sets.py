@@ -77,6 +77,7 @@ def _all() -> tuple[SetSpec, ...]:
     found = [
         SetSpec(inet, "ours", (IFNAME,)),  # interfaces that containers' packets come in by
         SetSpec(inet, "bridges", (IFNAME,)),  # those of them that are bridges
+        SetSpec(inet, "network", (IFNAME,), verdicts=True),  # the chain with the rules of their network
         SetSpec(inet, "host_access", (IFNAME,)),  # those of them whose containers reach the host
         # uplinks on which only we switched forwarding on
         *(SetSpec(inet, f"opened{family}", (IFNAME,)) for family in (4, 6)),
@@ -90,7 +91,7 @@ def _all() -> tuple[SetSpec, ...]:
         address = ADDRESS[family]
         pair = (address, address)
         found += [
-            # who may speak: input interface and source; what it is marked with; the chain that judges it
+            # who may speak: input interface and source; what it is marked with; the chain with rules of its own
             SetSpec(inet, f"source{family}", (IFNAME, address)),
             SetSpec(inet, f"mark{family}", (IFNAME, address), (MARK,)),
             SetSpec(inet, f"egress{family}", (IFNAME, address), verdicts=True),
