@@ -31,7 +31,14 @@ class Kept(NamedTuple):
     backend: NftablesBackend
 
     def nft(self, *words: str) -> str:
-        return self.host.run("nft", *words).stdout
+        """Run nft; `@e-key0` stands for the chain whose name begins so."""
+        return self.host.run("nft", *(re.sub(r"@([ein]-\w+)", self.chain, word) for word in words)).stdout
+
+    def chain(self, prefix: re.Match[str]) -> str:
+        """The whole name of a chain: behind the prefix it has the fingerprint of its rules."""
+        found = re.findall(rf"chain ({prefix[1]}-[0-9a-f]+) ", self.host.run("nft", "list", "chains", "inet").stdout)
+        assert len(found) == 1, found
+        return str(found[0])
 
 
 def attachment(number: int, *rules: Rule, **more: object) -> list[FilterObject]:
@@ -116,21 +123,21 @@ DAMAGES = {
     ),
     "an element changed": (
         f"delete element inet conetd egress4 {{ {FIRST} }}; "
-        f"add element inet conetd egress4 {{ {FIRST} : goto e-key1 }}",
+        f"add element inet conetd egress4 {{ {FIRST} : jump @e-key1 }}",
         "has lost 1 of its elements in egress4",
     ),
     "an interval gone": (
         "delete element inet conetd same4 { 10.1.0.0/24 . 10.1.0.0/24 }",
         "has lost 1 of its elements in same4",
     ),
-    "a chain emptied": ("flush chain inet conetd e-key0", "has other rules in its chain e-key0"),
-    "a rule added": ("add rule inet conetd e-key0 accept", "has other rules in its chain e-key0"),
-    "a rule inserted": ("insert rule inet conetd n-net accept", "has other rules in its chain n-net"),
+    "a chain emptied": ("flush chain inet conetd @e-key0", "has other rules in its chain e-key0-"),
+    "a rule added": ("add rule inet conetd @e-key0 accept", "has other rules in its chain e-key0-"),
+    "a rule inserted": ("insert rule inet conetd @n-net accept", "has other rules in its chain n-net-"),
     "a chain gone": (
         f"delete element inet conetd egress4 {{ {FIRST} }}; "
         'delete element inet conetd egress6 { "br0" . fd01::2 }; '
-        "flush chain inet conetd e-key0; delete chain inet conetd e-key0",
-        "has lost its chain e-key0",
+        "flush chain inet conetd @e-key0; delete chain inet conetd @e-key0",
+        "has lost its chain e-key0-",
     ),
     "a fixed rule added": ("insert rule inet conetd forward accept", "has other rules in its chain forward"),
     "a fixed chain emptied": ("flush chain bridge conetd identity", "has other rules in its chain identity"),
@@ -176,10 +183,10 @@ def test_what_nobody_wants_is_removed(kept: Kept, surplus: str) -> None:
 
 
 def test_repairing_one_chain_leaves_the_others_as_they_are(kept: Kept) -> None:
-    kept.nft("flush", "chain", "inet", "conetd", "e-key0")
-    before = [handles(kept, chain) for chain in ("e-key1", "n-net", "forward")]
+    kept.nft("flush", "chain", "inet", "conetd", "@e-key0")
+    before = [handles(kept, chain) for chain in ("@e-key1", "@n-net", "forward")]
     kept.backend.sync(OBJECTS)
-    assert [handles(kept, chain) for chain in ("e-key1", "n-net", "forward")] == before
+    assert [handles(kept, chain) for chain in ("@e-key1", "@n-net", "forward")] == before
 
 
 def test_an_apply_notices_by_itself_that_everything_was_flushed(kept: Kept) -> None:
@@ -253,8 +260,8 @@ def test_a_link_stays_shut_when_its_endpoint_went_unseen(kept: Kept) -> None:
 
 
 def test_a_comment_leads_from_the_rule_to_its_line_in_the_document(kept: Kept) -> None:
-    assert "web-0: net_out[0]" in kept.nft("list", "chain", "inet", "conetd", "e-key0")
-    assert "network net deny_networks[0]" in kept.nft("list", "chain", "inet", "conetd", "n-net")
+    assert "web-0: net_out[0]" in kept.nft("list", "chain", "inet", "conetd", "@e-key0")
+    assert "network net deny_networks[0]" in kept.nft("list", "chain", "inet", "conetd", "@n-net")
 
 
 def test_a_policy_of_thousands_of_overlapping_rules_is_held(kept: Kept) -> None:
@@ -271,7 +278,7 @@ def test_a_policy_of_thousands_of_overlapping_rules_is_held(kept: Kept) -> None:
     objects = attachment(0, *rules)
     kept.backend.apply(put=objects)
     assert not kept.backend.check(objects)
-    assert len(handles(kept, "e-key0")) < 10
+    assert len(handles(kept, "@e-key0")) < 10
 
 
 def test_more_elements_than_one_message_holds_are_all_there(kept: Kept) -> None:
@@ -280,4 +287,4 @@ def test_more_elements_than_one_message_holds_are_all_there(kept: Kept) -> None:
         for number, one in enumerate(ip_address("11.0.0.0") + 2 * number for number in range(5000))
     )
     kept.backend.apply(put=attachment(0, *rules))
-    assert kept.nft("list", "chain", "inet", "conetd", "e-key0").count("tcp . 11.0.") == 5000
+    assert kept.nft("list", "chain", "inet", "conetd", "@e-key0").count("tcp . 11.0.") == 5000

@@ -28,7 +28,7 @@ def sets(endpoint: Endpoint | None, policy: EndpointPolicy | None, network: Netw
 
 
 def chains(policy: EndpointPolicy, network: NetworkFilter = NETWORK) -> dict[str, Chain]:
-    return {chain.name: chain for chain in of_attachment(ENDPOINT, policy, network).chains}
+    return {chain.name.rpartition("-")[0]: chain for chain in of_attachment(ENDPOINT, policy, network).chains}
 
 
 def words(chain: Chain) -> str:
@@ -52,13 +52,14 @@ def test_without_an_endpoint_there_is_nothing() -> None:
     assert not sets(None, POLICY, NETWORK)
 
 
-@pytest.mark.parametrize(("policy", "network"), [(None, NETWORK), (POLICY, None)], ids=["no policy", "no network"])
-def test_with_a_part_missing_nobody_judges_and_so_nothing_leaves(
-    policy: EndpointPolicy | None, network: NetworkFilter | None
-) -> None:
-    found = sets(ENDPOINT, policy, network)
+def test_without_a_policy_its_link_is_known_and_nothing_it_says_is_its_own() -> None:
+    assert sets(ENDPOINT, None, NETWORK) == {"ours", "ports"}
+
+
+def test_without_its_network_nobody_judges_and_so_nothing_leaves() -> None:
+    found = sets(ENDPOINT, POLICY, None)
     assert {"source4", "source6", "port4", "port6"} <= found
-    assert not {"egress4", "egress6"} & found
+    assert not {"egress4", "egress6", "network"} & found
 
 
 def test_of_an_unknown_network_neighbours_are_apart() -> None:
@@ -84,8 +85,16 @@ def test_host_access_is_given_to_the_interface_the_containers_come_in_by() -> No
 
 def test_the_networks_rules_are_shared_by_its_containers() -> None:
     network = replace(NETWORK, rules=deny("10.0.0.0/8"))
-    assert words(chains(POLICY, network)["e-key"]) == "web-1: then the network's"
-    assert [chain.name for chain in of_network(network).chains] == ["n-net"]
+    assert not chains(POLICY, network)["e-key"].rules
+    (chain,) = of_network(network).chains
+    assert words(chain) == "network net deny_networks[0] | network net: not denied"
+    assert ("network", name_key("br0"), wire.verdict_data(wire.GOTO, chain.name)) in of_network(network).elements
+
+
+def test_an_interface_of_its_own_leads_to_the_networks_rules_by_itself() -> None:
+    routed = replace(ENDPOINT, interface="cv0", port=None)
+    assert "network" in sets(routed, POLICY, replace(NETWORK, interface=None))
+    assert "network" not in sets(ENDPOINT, POLICY, NETWORK)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +166,14 @@ def test_the_same_again_is_no_change() -> None:
     assert not Mirror(objects).change(objects, ())
 
 
-def test_a_new_policy_changes_the_chain_and_no_element() -> None:
+def test_a_new_policy_is_another_chain_and_the_elements_that_lead_to_it() -> None:
     mirror = Mirror([NETWORK, ENDPOINT, POLICY])
     rules = (Rule(Verdict.ACCEPT, TCP, ports=(PortRange(80, 80),)),)
     (unit,) = mirror.change([replace(POLICY, rules=rules)], ()).units
-    assert [chain.name for chain in unit.refill_chains] == ["e-key"]
-    assert not unit.add
-    assert not unit.delete
+    assert unit.live
+    assert len(unit.new_chains) == len(unit.gone_chains) == 1
+    assert unit.new_chains[0].name not in unit.gone_chains
+    assert {name for name, _ in unit.delete} == {name for name, _, _ in unit.add} == {"egress4", "egress6"}
 
 
 def test_a_shared_element_stays_until_its_last_owner_goes() -> None:
@@ -197,7 +207,7 @@ def test_a_network_that_comes_later_opens_its_containers() -> None:
 def test_a_change_of_the_networks_rules_reaches_those_who_judge_by_themselves() -> None:
     mirror = Mirror([NETWORK, ENDPOINT, replace(POLICY, log_denied=True)])
     change = mirror.change([replace(NETWORK, rules=deny("10.0.0.0/8"))], ())
-    assert {chain.name for unit in change.units for chain in unit.refill_chains} == {"n-net", "e-key"}
+    assert {chain.name[:5] for unit in change.units for chain in unit.new_chains} == {"n-net", "e-key"}
 
 
 def test_the_link_of_a_dropped_endpoint_is_shut_and_opened_when_it_comes_back() -> None:

@@ -78,7 +78,9 @@ class NftablesBackend:
         if listing.present:
             batch = Batch()
             batch.before_all(skeleton.remove(listing.present), _WHOLE)
-            self._commit(batch)
+            refused = self._send(batch)
+            if refused is not None:
+                raise refused
         self._mirror = Mirror()
         self._known = self._whole = False
         self._closed.clear()
@@ -98,7 +100,7 @@ class NftablesBackend:
                 switch.switch(unit)
             switch.close(change.closed)
             switch.reopen([place for place in change.reopened if place in self._closed])
-            if self._send(prepare) is None and self._send(switch) is None:
+            if self._send_both(prepare, switch) is None:
                 self._mirror.commit(change)
                 self._note_links(change.closed, change.reopened)
                 return
@@ -119,8 +121,9 @@ class NftablesBackend:
             [place for place in links if place in self._closed or place[1] in listing.elements.get(place[0], ())]
         )
         self._generation = before
-        self._commit(work.prepare)
-        self._commit(work.switch)
+        refused = self._send_both(work.prepare, work.switch)
+        if refused is not None:
+            raise refused
         self._mirror = mirror
         self._known = True
         # Those of an earlier run, too: whoever kept a link shut then does not remember it now.
@@ -135,10 +138,20 @@ class NftablesBackend:
             self._listed = (now, listings.read(self._netlink))
         return self._listed[1]
 
-    def _commit(self, batch: Batch) -> None:
-        refused = self._send(batch)
+    def _send_both(self, prepare: Batch, switch: Batch) -> KernelError | None:
+        """Send what no packet comes to yet, then what lets them come; take the first back if the second is refused."""
+        refused = self._send(prepare)
         if refused is not None:
-            raise refused
+            return refused
+        refused = self._send(switch)
+        if refused is not None and prepare.created:
+            undo = Batch()
+            for name in prepare.created:
+                undo.delete_chain(name, f"chain {name}")
+            left = self._send(undo)
+            if left is not None:
+                refused.add_note(f"and what was prepared is still there: {left}")
+        return refused
 
     def _send(self, batch: Batch) -> KernelError | None:
         """Send one batch, which the kernel takes as a whole or not at all. Returns why it did not."""

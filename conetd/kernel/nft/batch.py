@@ -18,6 +18,8 @@ class Batch:
     """Messages in the order the kernel needs: what leads somewhere goes before what it leads to, and comes after it."""
 
     def __init__(self) -> None:
+        self.created: list[str] = []
+        """The chains it creates."""
         self._writer = RuleWriter(wire.INET, TABLE)
         self._first: list[tuple[bytes, str]] = []
         self._deleted: list[tuple[bytes, str]] = []
@@ -45,6 +47,7 @@ class Batch:
 
     def new_chain(self, chain: Chain, label: str) -> None:
         """Create and fill a chain."""
+        self.created.append(chain.name)
         self._chains.append((wire.new_chain(wire.INET, TABLE, chain.name), label))
         self._fill(chain, label)
 

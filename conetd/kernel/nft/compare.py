@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from conetd.kernel.nft import skeleton
+from conetd.kernel.nft import skeleton, wire
 from conetd.kernel.nft.batch import Batch
 from conetd.kernel.nft.listing import Listing
 from conetd.kernel.nft.mirror import Mirror, Place, Unit
@@ -14,6 +14,7 @@ from conetd.kernel.nft.sets import SETS
 from conetd.plan import Drift
 
 _NOBODY = "packet filter"
+_LEADING_OUT = ("egress4", "egress6", "network")  # without them a container's new connections are dropped
 
 
 def compare(listing: Listing, mirror: Mirror, units: Collection[Unit], *, prune: bool = False) -> list[Drift]:
@@ -48,7 +49,8 @@ class Repair:
     """Two batches that make the tables hold what the mirror says, and the links of endpoints that nobody wants.
 
     The first makes what packets do not come to yet, so that the second lets them come to what is complete. Tables that
-    cannot be kept are made anew by the first, in which no container's packet is accepted.
+    cannot be kept are made anew by the first; until the second they know every container, and let no new connection
+    of theirs through.
     """
 
     prepare: Batch
@@ -59,7 +61,8 @@ class Repair:
 def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> Repair:
     """What to do about the differences; with `prune`, also about what nobody should have."""
     found = Repair(Batch(), Batch(), [])
-    if listing.unsound:
+    made_anew = bool(listing.unsound)
+    if made_anew:
         whole = "nftables tables"
         found.prepare.before_all(skeleton.remove(listing.present), whole)
         found.prepare.before_all(skeleton.create(), whole)
@@ -72,6 +75,8 @@ def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> Repair:
                 if chain.name in wrong:
                     add = found.prepare.refill_chain if chain.name in listing.chains else found.prepare.new_chain
                     add(chain, label)
+    if made_anew:
+        _close(found.prepare, listing, mirror)
     _repair_elements(found.switch, listing, mirror)
     if prune:
         for place, _ in _surplus(listing, mirror):
@@ -81,6 +86,19 @@ def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> Repair:
         for name in _surplus_chains(listing, mirror):
             found.switch.delete_chain(name, _NOBODY)
     return found
+
+
+def _close(batch: Batch, listing: Listing, mirror: Mirror) -> None:
+    """Add to new tables, and to their listing, everything that leads to no chain; what is sent in is dropped."""
+    for unit, holding in mirror.holdings.items():
+        found: list[Element] = []
+        for name, key, data in holding.elements:
+            if key in listing.elements[name] or name in _LEADING_OUT:
+                continue
+            first = wire.verdict_data(wire.DROP) if SETS[name].verdicts else data
+            listing.elements[name][key] = first
+            found.append((name, key, first))
+        batch.add(found, mirror.label(unit))
 
 
 def _repair_elements(batch: Batch, listing: Listing, mirror: Mirror) -> None:

@@ -153,9 +153,9 @@ def _network_elements(network: NetworkFilter) -> Iterator[Element]:
         subnets = [_ends(one) for one in network.subnets if one.version == family]
         pairs = [first + to_first + last + to_last for first, last in subnets for to_first, to_last in subnets]
         for pair in pairs:
-            yield f"same{family}", pair, b""
             if network.isolated:
                 yield f"isolated{family}", pair, b""
+            yield f"same{family}", pair, b""
         for one in network.masquerade:
             if one.version == family:
                 first, last = _ends(one)
