@@ -1,0 +1,1 @@
+"""What conetd costs, beside the floor of the same work and beside its peers, in one run: `make bench`."""

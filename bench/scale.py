@@ -1,0 +1,29 @@
+"""How much is measured: everything in minutes, or little in a minute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Numbers of containers, and of samples."""
+
+    levels: tuple[int, ...]
+    """Containers attached before something is measured."""
+    groups: int
+    """Groups of samples for each way to attach."""
+    flight: int
+    """Containers that come up with several in flight."""
+    peers: int
+    """Containers of a peer, one at a time and in flight."""
+    others: int
+    """Containers beside the one whose policy changes, and whose policies packets are led past."""
+    policies: int
+    """Times a policy is replaced, for each of its sizes."""
+    streams: int
+    """Pairs of streams and of bursts of connections."""
+
+
+FULL = Scale((0, 100, 500, 1000), groups=8, flight=96, peers=64, others=1000, policies=25, streams=9)
+QUICK = Scale((0, 100), groups=2, flight=32, peers=32, others=100, policies=5, streams=3)
