@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab import Lab, build
 from pytest_netns import NetnsFactory
+from traffic import FLOWS, Flow
 from world import Daemon, World
+
+from conetd.kernel import iptables, nft
+
+_AVAILABLE = {"nftables": nft.available, "iptables": iptables.available}
 
 
 @pytest.fixture(params=["nftables"])
@@ -31,3 +37,43 @@ def world(netns: NetnsFactory, tmp_path: Path, request: pytest.FixtureRequest) -
         daemon.stop()
     text = daemon.log
     assert "Traceback" not in text, text
+
+
+@pytest.fixture(scope="module", params=list(_AVAILABLE))
+def bare_lab(
+    netns_module: NetnsFactory, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Lab]:
+    """What all tests of a module share, once for each filter backend: host, neighbours and daemon, no network yet."""
+    if not _AVAILABLE[request.param]():
+        pytest.skip(f"this host cannot run the {request.param} backend")
+    lab = build(netns_module, tmp_path_factory.mktemp("lab"), request.param)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def built(bare_lab: Lab) -> Lab:
+    """The lab with the networks and containers of a module, which overrides this fixture."""
+    return bare_lab
+
+
+@pytest.fixture
+def lab(built: Lab) -> Lab:
+    """The module's lab at rest: no container has a policy of its own."""
+    built.reset()
+    return built
+
+
+@pytest.fixture(params=FLOWS, ids=str)
+def flow(request: pytest.FixtureRequest) -> Flow:
+    """TCP and UDP over IPv4 and IPv6."""
+    found: Flow = request.param
+    return found
+
+
+@pytest.fixture(params=[0, 1], ids=["nf0", "nf1"])
+def bridge_nf(built: Lab, request: pytest.FixtureRequest) -> Iterator[int]:
+    """The host's bridge-nf-call-iptables and -ip6tables, off and on."""
+    built.bridge_netfilter(request.param)
+    yield request.param
+    built.bridge_netfilter(0)
