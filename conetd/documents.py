@@ -10,6 +10,7 @@ from marshmallow import Schema, ValidationError
 
 from conetd.errors import Invalid
 
+_ABSENT = object()
 _SHOWN = 80  # characters of an offending value that a message repeats
 _UNKNOWN = "Unknown field."  # marshmallow's words, also those that follow
 _PLAINER = {"Not a valid mapping type.": "Not an object.", "Invalid input type.": "Not an object."}
@@ -56,7 +57,7 @@ def _flatten(messages: Any, path: str, document: Any, root: str) -> Iterator[tup
             else:
                 yield from _flatten(inner, join(path, step), _member(document, step), root)
     elif isinstance(messages, list):
-        shown = "" if document is None else f" (got {_short(document)})"
+        shown = "" if document is _ABSENT else f" (got {_short(document)})"
         yield path, " ".join(_PLAINER.get(str(one), str(one)) for one in messages) + shown
     else:
         yield path, str(messages)
@@ -66,7 +67,7 @@ def _member(document: Any, step: str | int) -> Any:
     try:
         return document[step]
     except (KeyError, IndexError, TypeError):
-        return None
+        return _ABSENT
 
 
 def _short(value: Any) -> str:

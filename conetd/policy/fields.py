@@ -156,7 +156,8 @@ class Members:
             raise ValidationError("must be an object.")
         if not value.keys() <= known:
             unknown = sorted(str(field) for field in value.keys() - known)
-            raise ValidationError({field: ["Unknown field."] for field in unknown})
+            complaint = f"Unknown field. Known are {', '.join(sorted(known))}."
+            raise ValidationError({field: [complaint] for field in unknown})
         self.given: Mapping[str, Any] = value
         self.complaints: dict[str, Any] = {}
 

@@ -60,10 +60,11 @@ class PortKeeper:
         standing = {_socket(found.port) for _, found in matched if found is not None}
         mine = self._mine(handle, network)
         records: list[HostPortRecord] = []
+        asked = {request.host_port for request in requests}
         for request, found in matched:
             path = f"networks.{network}.{request.path}"
             if found is None and request.host_port == 0:
-                found = self._pick(handle, network, request)
+                found = self._pick(handle, network, request, asked)
             elif found is None:
                 found = settle(request, request.host_port)
                 self._refuse_twice(records, found.port, path)
@@ -74,7 +75,8 @@ class PortKeeper:
                     try:
                         self._bind(handle, network, found.port)
                     except (Conflict, Invalid) as err:
-                        raise type(err)(err.message, fields={path: err.message}) from err
+                        field = next(iter(err.fields), "host_port")
+                        raise type(err)(f"{path}: {err.message}", fields={f"{path}.{field}": err.message}) from err
             records.append(found)
         return tuple(records)
 
@@ -102,8 +104,10 @@ class PortKeeper:
         self._sockets.bind(port, handle)
         self._mine(handle, network)[_socket(port)] = port
 
-    def _pick(self, handle: str, network: str, request: PortRequest) -> HostPortRecord:
-        for number in candidates(self._pool, (), self._last[request.protocol]):
+    def _pick(self, handle: str, network: str, request: PortRequest, asked: Collection[int]) -> HostPortRecord:
+        # The container's own ports would bind again, being its own.
+        own = {port.host_port for ports in self._held[handle].values() for port in ports.values()}
+        for number in candidates(self._pool, own.union(asked), self._last[request.protocol]):
             record = settle(request, number)
             if self._sockets.try_bind(record.port, handle):
                 self._mine(handle, network)[_socket(record.port)] = record.port
@@ -118,7 +122,8 @@ class PortKeeper:
         for one in records:
             if overlaps(one.port, port):
                 name = f"{port.host_port}/{PROTOCOL_NAMES[port.protocol]}"
-                raise Invalid(f"host port {name} is asked for twice in one policy", fields={path: "asked for twice"})
+                complaint = f"{name} is asked for twice in one policy"
+                raise Invalid(f"{path}: host port {complaint}", fields={f"{path}.host_port": complaint})
 
 
 def _socket(port: HostPort) -> _Socket:

@@ -15,7 +15,7 @@ from conetd.kernel.work import Work
 from conetd.model import JSON, Network
 from conetd.reconcile.core import Core, is_planned, network_alias, network_context, network_plan
 from conetd.reconcile.forwarding import adjust_forwarding
-from conetd.reconcile.state import LiveNetwork
+from conetd.reconcile.state import LiveNetwork, check_policy
 from conetd.store import NetworkRecord, containers, encode, networks
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def parse_network(core: Core, document: JSON, uplink_mtu: int) -> LiveNetwork:
         parsed = load(driver.config_schema(), config, "config", what=f'network "{name}"')
         network = Network(name, type_, parsed, uplink_mtu)
         policy = load(driver.policy_schema(), default_policy, "default_policy", what=f'network "{name}"')
-        driver.check_policy(network, policy)
+        check_policy(driver, network, policy, "default_policy", f'network "{name}"')
         record = NetworkRecord(
             name, type_, driver.config_schema().dump(parsed), driver.policy_schema().dump(policy), uplink_mtu
         )
@@ -188,8 +188,12 @@ def _difference(there: NetworkRecord, wanted: NetworkRecord) -> str:
     ):
         for key in sorted({*has, *wants}):
             if has.get(key) != wants.get(key):
-                return f"its {field}.{key} is {encode(has.get(key))}, not {encode(wants.get(key))}"
+                return f"its {field}.{key} is {_shown(has, key)}, not {_shown(wants, key)}"
     return "it differs"
+
+
+def _shown(document: JSON, key: str) -> str:
+    return encode(document[key]) if key in document else "left out"
 
 
 def declare(core: Core, wanted: LiveNetwork) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from conetd.documents import load
-from conetd.errors import Conflict, NotFound
+from conetd.driver import Driver
+from conetd.errors import Conflict, Invalid, NotFound
 from conetd.model import JSON, Attachment, Network
 from conetd.registry import Loaded
 from conetd.store import AttachmentRecord, HostPortRecord, NetworkRecord, encode
@@ -80,7 +81,7 @@ class Networks:
                 return self._policies[key]
         what = f'policy for network "{live.record.name}"'
         parsed = load(live.loaded.driver.policy_schema(), document, path, what=what)
-        live.loaded.driver.check_policy(live.network, parsed)
+        check_policy(live.loaded.driver, live.network, parsed, path, what)
         self.keep_policy(live, document, parsed)
         return parsed
 
@@ -94,6 +95,15 @@ class Networks:
     def _forget_policies(self, name: str) -> None:
         for key in [key for key in self._policies if key[0] == name]:
             del self._policies[key]
+
+
+def check_policy(driver: Driver[Any, Any], network: Network[Any], policy: Any, path: str, what: str) -> None:
+    """Have the driver check a policy against its network. Raises Invalid with complaints under `path`."""
+    try:
+        driver.check_policy(network, policy)
+    except Invalid as err:
+        fields = {f"{path}.{field}" if path and field else path or field: text for field, text in err.fields.items()}
+        raise Invalid(f"{what}: {path}: {err.message}" if path else f"{what}: {err.message}", fields=fields) from err
 
 
 class Claims:

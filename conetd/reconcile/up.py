@@ -97,8 +97,11 @@ def bring_up_mixed(core: Core, job: UpJob) -> JSON:
 def prepare(core: Core, job: UpJob) -> None:
     """Decide everything about the job: networks, names, leases, ports, policies. After an error it holds nothing."""
     db = core.database.reader()
-    job.netns = open_namespace(job.pid)
-    process = identify(job.pid)
+    try:
+        job.netns = open_namespace(job.pid)
+        process = identify(job.pid)
+    except NotFound as err:  # the body is wrong, not the path
+        raise Invalid(f"up: {err.message}", fields={"pid": err.message}) from err
     life = Life(process.pid, process.start_time, job.netns.inode, core.boot_id)
     container = containers.container(db, job.handle) or ContainerRecord(job.handle)
     if container.life is not None and not _same_life(core, job.handle, container.life, life):
@@ -118,7 +121,7 @@ def prepare(core: Core, job: UpJob) -> None:
     try:
         job.wishes = new_wishes(core, db, job.container, joins, (), garden=job.garden)
     except NotFound as err:
-        raise Invalid(err.message) from err
+        raise Invalid(f'container "{job.handle}" cannot be brought up: {err.message}') from err
 
 
 def open_for(container: ContainerRecord, wishes: list[Wish]) -> UpJob:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from conetd.errors import Conflict, Invalid
-from conetd.model import JSON, Attachment, Lease
+from conetd.model import JSON, Attachment, Lease, Requested
 from conetd.plan import PortMapping
 from conetd.reconcile.core import Core
 from conetd.reconcile.joins import choose_default_routes, name_interfaces
@@ -146,7 +146,10 @@ def _lease(
     value = replace(attachment_value(blank, (), container.labels), lease=None)
     held = core.claims.held(join.network)
     for _ in range(_ALLOCATE_TRIES):
-        lease = core.ask(live.loaded, "allocate", lambda: live.loaded.driver.allocate(live.network, value, held))
+        try:
+            lease = core.ask(live.loaded, "allocate", lambda: live.loaded.driver.allocate(live.network, value, held))
+        except (Invalid, Conflict) as err:
+            raise _placed(err, join.requested, position, held) from err
         try:
             core.claims.take(join.network, container.handle, lease.claims)
         except Conflict as err:
@@ -154,6 +157,19 @@ def _lease(
             continue
         return replace(blank, lease=lease)
     raise quicker
+
+
+def _placed(
+    err: Invalid | Conflict, requested: Requested, position: int, held: Mapping[str, str]
+) -> Invalid | Conflict:
+    """The driver's refusal with its fields' paths in the container's config and the handle of who is in the way."""
+    message = err.message
+    for field in err.fields:
+        value = getattr(requested, field, None)
+        holder = held.get(f"{'mac' if field == 'mac' else 'ip'}:{value}")
+        if isinstance(err, Conflict) and holder is not None:
+            message += f', by container "{holder}"'
+    return type(err)(message, fields={f"attach_to[{position}].{path}": text for path, text in err.fields.items()})
 
 
 def write_wishes(db: sqlite3.Connection, wishes: Sequence[Wish]) -> None:

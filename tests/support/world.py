@@ -60,7 +60,8 @@ class Answer:
     def error(self) -> dict[str, Any]:
         """The error object of a refusal."""
         assert set(self.body) == {"error"}, self.body
-        return self.body["error"]
+        told: dict[str, Any] = self.body["error"]
+        return told
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Daemon:
             assert self.process is not None
             assert self.process.poll() is None, f"the daemon ended:\n{self.log}"
             with contextlib.suppress(OSError, http.client.HTTPException):
-                return self.get("/status").body["status"] != "starting"
+                return bool(self.get("/status").body["status"] != "starting")
             return False
 
         eventually(ready, f"the daemon is ready:\n{self.log}")
@@ -174,7 +175,8 @@ class Daemon:
         self.join(handle, *(networks or ("blue",)))
         answer = self.up(handle, container)
         assert answer.status == 200, (answer, self.log)
-        return answer.body
+        told: dict[str, Any] = answer.body
+        return told
 
     def policy(self, handle: str, **networks: Any) -> Answer:
         return self.put(f"/containers/{handle}/policy", {"networks": networks})

@@ -200,7 +200,10 @@ def test_a_group_that_does_not_exist_stops_the_start(start: Any) -> None:
 
 def test_wrong_settings_are_status_2(start: Any, tmp_path: Path) -> None:
     status, log = start("color = 1").end()
-    assert (status, log) == (2, [f"conetd: settings file {tmp_path}/conetd.toml: color: Unknown field. (got 1)"])
+    assert status == 2
+    [line] = log
+    assert line.startswith(f"conetd: settings file {tmp_path}/conetd.toml: color: Unknown field. Known are default_")
+    assert line.endswith(" (got 1)")
 
 
 def test_the_watchdog_hears_from_it_when_it_asks_to(start: Any) -> None:

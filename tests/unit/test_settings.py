@@ -136,7 +136,7 @@ def test_the_shipped_example_names_every_setting_and_each_can_be_uncommented(wri
         ("driver_timeout = true", "driver_timeout", "Must be a number of seconds above 0."),
         ('driver_timeout = "30"', "driver_timeout", "Must be a number of seconds above 0."),
         ('log = "xml"', "log", "Must be one of: text, json."),
-        ('networks = ["blue"]', "networks[0]", "Not a valid mapping type."),
+        ('networks = ["blue"]', "networks[0]", "Not an object."),
         ('[[networks]]\ntype = "bridge"', "networks[0].name", "Missing, or not a string."),
         ('[[networks]]\nname = "a"\n[[networks]]\nname = "a"', "networks[1].name", "Declared twice."),
     ],

@@ -73,7 +73,7 @@ def test_a_wrong_method_is_405_and_names_the_right_ones(
 ) -> None:
     reply = getattr(doors, door).ask(method, path)
     assert (reply.status, reply.error["code"], reply.headers["Allow"]) == (405, "method_not_allowed", allowed)
-    assert reply.error["message"] == f"{path} takes {' and '.join(allowed.split(','))}, not {method}"
+    assert reply.error["message"] == f"{path} takes {', '.join(allowed.split(','))}, not {method}"
 
 
 @pytest.mark.parametrize(
