@@ -15,7 +15,10 @@ from conetd.plan import AddressRange, IPNetwork
 from conetd.policy.fields import Address, Addresses, Described, Subnet, Subnets, Switch, parse_address, parse_subnet
 
 _MTU_MIN, _MTU6_MIN = 576, 1280  # RFC 791, RFC 8200
-_DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+# Also told to clients in the JSON Schema, whose regular expressions are ECMAScript's: they have no \Z.
+_DOMAIN = re.compile(r"^(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$(?!\n)")
+_BRIDGE_SCHEMA = {"pattern": "^[A-Za-z0-9._-]{1,15}$", "description": "name of the bridge"}
+_MTU_SCHEMA = {"minimum": _MTU_MIN, "maximum": 65535, "description": "bytes"}
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")
 
 
@@ -84,8 +87,8 @@ class ConfigSchema(Schema):
     gateway = Address(version=4)
     gateway6 = Address(version=6)
     range = Range()
-    bridge = fields.String(validate=_check_bridge)
-    mtu = fields.Integer(strict=True)
+    bridge = fields.String(validate=_check_bridge, metadata=_BRIDGE_SCHEMA)
+    mtu = fields.Integer(strict=True, metadata=_MTU_SCHEMA)
     masquerade = Switch(load_default=True)
     masquerade6 = Switch(load_default=False)
     deny_networks = Subnets(load_default=())
@@ -93,7 +96,7 @@ class ConfigSchema(Schema):
     isolated = Switch(load_default=False)
     dns_servers = Addresses(load_default=())
     search_domains = fields.List(
-        fields.String(validate=validate.Regexp(_DOMAIN.pattern + r"\Z", error="is no domain name.")), load_default=()
+        fields.String(validate=validate.Regexp(_DOMAIN, error="is no domain name.")), load_default=()
     )
 
     @post_load
