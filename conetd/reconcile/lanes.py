@@ -61,6 +61,12 @@ class Lane:
         if self._thread.is_alive():
             self._thread.join()
 
+    def retire(self) -> None:
+        """End the thread as soon as it is through with what it is at, and do not wait for that."""
+        with self._stopping:
+            self._stopped = True
+            self._queue.put(None)
+
     @property
     def current(self) -> bool:
         """Whether the caller runs in this lane."""
@@ -131,7 +137,8 @@ class ForeignLane:
                 return future.result(self._deadline_s)
             except FutureTimeout as err:
                 if future.done():
-                    raise
+                    return future.result()
+                self._lane.retire()
                 self._lane = self._fresh()
                 raise DriverTimeout(f"driver {self._type}: {method} did not end within {self._deadline_s:g} s") from err
 
