@@ -20,6 +20,7 @@ from conetd.plan import (
     Endpoint,
     EndpointPolicy,
     IPAddress,
+    Neighbour,
     NetworkFilter,
     Plan,
     PortMapping,
@@ -135,6 +136,18 @@ def test_an_attachment_with_ipv6_has_both_addresses_and_both_routes() -> None:
 
     assert [str(one.interface) for one in plan.addresses] == ["10.1.0.2/24", "fd00::2/64"]
     assert [str(one.via) for one in plan.routes] == ["10.1.0.1", "fd00::1"]
+
+
+def test_gateway_and_container_need_not_ask_for_each_other() -> None:
+    plan = DRIVER.plan_attachment(network(bridge="br0", subnet6="fd00::/64"), attachment(ip6=True))
+
+    bridge_mac = "0a:c0:0a:01:00:01"
+    assert set(plan.neighbours) == {
+        Neighbour("eth0", ip_address("10.1.0.1"), bridge_mac, Side.CONTAINER),
+        Neighbour("eth0", ip_address("fd00::1"), bridge_mac, Side.CONTAINER),
+        Neighbour("br0", IP, MAC),
+        Neighbour("br0", IP6, MAC),
+    }
 
 
 @pytest.mark.parametrize(("versions", "routes"), [([], []), ([4], ["0.0.0.0/0"]), ([6], ["::/0"])])

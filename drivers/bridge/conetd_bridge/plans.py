@@ -11,6 +11,7 @@ from conetd.plan import (
     Endpoint,
     EndpointPolicy,
     IPNetwork,
+    Neighbour,
     NetworkFilter,
     Plan,
     PortMapping,
@@ -94,18 +95,26 @@ def plan_attachment(network: Network[BridgeConfig], attachment: Attachment) -> P
     bridge = bridge_name(network)
     inside = attachment.ifname
     interfaces: list[IPv4Interface | IPv6Interface] = [IPv4Interface((ip, config.subnet.prefixlen))]
+    gateways: list[IPAddress] = [config.gateway]
     routes: list[Route] = []
     if 4 in attachment.default_route:
         routes.append(Route(_EVERYWHERE, inside, via=config.gateway, side=Side.CONTAINER))
     if ip6 is not None and config.subnet6 is not None:
         interfaces.append(IPv6Interface((ip6, config.subnet6.prefixlen)))
+        if config.gateway6 is not None:
+            gateways.append(config.gateway6)
         if 6 in attachment.default_route:
             routes.append(Route(_EVERYWHERE6, inside, via=config.gateway6, side=Side.CONTAINER))
     addresses: tuple[IPAddress, ...] = (ip,) if ip6 is None else (ip, ip6)
+    # Host and container know each other for good. To ask would go to every port, and from about 1000 ports on that is
+    # more than a processor's queue takes (net.core.netdev_max_backlog): the answer behind it is lost, each time anew.
+    to_gateway = tuple(Neighbour(inside, one, mac_of(config.gateway), Side.CONTAINER) for one in gateways)
+    to_container = tuple(Neighbour(bridge, one, mac) for one in addresses)
     return Plan(
         links=(Veth(port, inside, mac, mtu(network), bridge=bridge),),
         addresses=tuple(Address(inside, one, Side.CONTAINER) for one in interfaces),
         routes=tuple(routes),
+        neighbours=to_gateway + to_container,
         sysctls=_NO_IPV6 if ip6 is None else _IPV6,
         filter=(Endpoint(attachment.key, network.key, attachment.handle, bridge, addresses, mac, port=port),),
     )
