@@ -74,6 +74,8 @@ class Daemon:
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     """Beside the environment of the tests."""
+    group: str = "root"
+    """Whose the public socket is."""
 
     @property
     def public_socket(self) -> Path:
@@ -99,7 +101,7 @@ class Daemon:
         """Start it; `before` is a command that ends by executing what follows it."""
         self.config.write_text(
             f'state_dir = "{self.folder}/state"\npublic_socket = "{self.public_socket}"\n'
-            f'private_socket = "{self.private_socket}"\nsocket_group = "root"\n{self.settings}\n'
+            f'private_socket = "{self.private_socket}"\nsocket_group = "{self.group}"\n{self.settings}\n'
         )
         command = [*before, sys.executable, "-m", "conetd", "run", "--config", str(self.config)]
         with (self.folder / "log").open("ab") as log:
