@@ -228,3 +228,9 @@ def _decode(kind: str, payload: bytes) -> Any:
 @cache
 def _message_class(kind: str) -> Any:
     return getattr(import_module(f"pyroute2.netlink.rtnl.{kind}"), kind)
+
+
+def preload() -> None:
+    """Import what reading needs now, rather than at the first use."""
+    for kind in ("ifinfmsg", "ifaddrmsg", "rtmsg", "ndmsg"):
+        _message_class(kind)

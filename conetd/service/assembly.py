@@ -104,16 +104,21 @@ def _first(core: Core) -> None:
     chosen = choose_filter(core.settings.filter)
     core.kernel = Kernel(chosen)
     core.flows = Flows(Conntrack(), local_addresses, lambda: our_subnets(core))
-    address = core.settings.external_ip
-    if address is None:
-        with Netlink(NETLINK_ROUTE) as netlink:
-            address = default_route_source(netlink)
-    core.external_ip = str(address) if address is not None else None
+    find_external_ip(core)
     log.info("filter", extra={"backend": chosen.name})
     _read_packet_log(core)
     recover(core)
     core.ports.release_unclaimed()
     _leave_old_filter(core, chosen.name)
+
+
+def find_external_ip(core: Core) -> None:
+    """Note the address that is reported for published ports: the setting's, else the one the host speaks from now."""
+    address = core.settings.external_ip
+    if address is None:
+        with Netlink(NETLINK_ROUTE) as netlink:
+            address = default_route_source(netlink)
+    core.external_ip = str(address) if address is not None else None
 
 
 def _read_packet_log(core: Core) -> None:

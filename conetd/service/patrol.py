@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from conetd.errors import ConetError
+from conetd.kernel.seen import preload
 from conetd.reconcile.core import Core
 from conetd.reconcile.forwarding import adjust_forwarding
 from conetd.reconcile.namespace import lives
@@ -20,6 +21,7 @@ from conetd.reconcile.repair import (
     tend_filter,
     unfinished,
 )
+from conetd.service.assembly import find_external_ip
 from conetd.store import containers, networks
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Patrol:
             self._thread.join()
 
     def _run(self) -> None:
+        preload()  # the lane is not to wait for it when the first round looks closely
         number = 0
         while not self._stop.wait(EVERY_S):
             try:
@@ -77,6 +80,7 @@ class Patrol:
             self._submit(handle, repair).result()
         if number % FORWARDING_EVERY == 0:
             core.on_lane(adjust_forwarding, core)
+            find_external_ip(core)
         self._inspect_next()
         core.rounds += 1
 
