@@ -15,6 +15,7 @@ from conetd.kernel.work import Work
 from conetd.model import JSON, Network
 from conetd.reconcile.core import Core, is_planned, network_alias, network_context, network_plan
 from conetd.reconcile.forwarding import adjust_forwarding
+from conetd.reconcile.namespace import lives
 from conetd.reconcile.state import LiveNetwork, check_policy
 from conetd.store import NetworkRecord, containers, encode, networks
 
@@ -207,11 +208,12 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
     rev = core.revisions.next()
     if there is None or encode(there.config) != encode(wanted.record.config) or there.type != wanted.record.type:
         if there is not None:
-            attached = containers.attachments_on(core.database.reader(), name)
+            attached = _attached(core, there, wanted.record)
             if attached:
+                count = "1 container is" if attached == 1 else f"{attached} containers are"
                 raise Conflict(
-                    f'network "{name}" of the settings cannot replace the stored one while {len(attached)} containers '
-                    f"are attached: {_difference(there, wanted.record)}"
+                    f'network "{name}" of the settings cannot replace the stored one while {count} attached: '
+                    f"{_difference(there, wanted.record)}"
                 )
             core.replaced.append(core.networks.get(name))
         record = replace(wanted.record, declared=True, rev=rev)
@@ -221,6 +223,20 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
             core.policy_changed.add(name)
     core.database.write(lambda db: networks.put_network(db, record))
     core.networks.put(LiveNetwork(record, wanted.loaded, replace(wanted.network, uplink_mtu=record.uplink_mtu)))
+
+
+def _attached(core: Core, there: NetworkRecord, wanted: NetworkRecord) -> int:
+    """How many attachments keep the network from being replaced.
+
+    Those that were leaving, or whose container ended while the daemon was away (in a reboot, say), are taken down at
+    the start by their names in the kernel, which are the same under another config, but not under another type.
+    """
+    db = core.database.reader()
+    records = containers.attachments_on(db, there.name)
+    if there.type != wanted.type:
+        return len(records)
+    living = {one.handle for one in containers.containers(db) if lives(core.boot_id, one)}
+    return sum(not one.leaving and one.handle in living for one in records)
 
 
 def undeclare_others(core: Core, names: Collection[str]) -> None:
