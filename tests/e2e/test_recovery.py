@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from world import World, ask, eventually, serving
 
@@ -38,7 +39,7 @@ def test_after_a_kill_in_the_middle_of_fifty_ups_repeated_ups_succeed_and_downs_
         daemon.policy(handle, blue={"net_in": [{"host_port": 0, "container_port": 80}]})
     answered = threading.Semaphore(0)
 
-    def up(handle: str) -> dict[str, object] | None:
+    def up(handle: str) -> dict[str, Any] | None:
         try:
             answer = daemon.up(handle, handles[handle])
         except (OSError, ValueError):
