@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from conetd.errors import ConetError, KernelError
-from conetd.kernel import routes, sysctls
+from conetd.kernel import routes, seen, sysctls
 from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
 
 _ALL4 = "ipv4/conf/all/forwarding"
@@ -106,7 +106,7 @@ def opened(recorded: Iterable[SysctlChange], version: int, ours: Collection[str]
     `recorded` are the changes made so far. Where the host forwards on all interfaces by its own wish there are none.
     """
     switched = {change.path for change in recorded if (change.old, change.new) == ("0", "1")}
-    others = frozenset(name for _, name in socket.if_nameindex()) - frozenset(ours) - {"lo"}
+    others = seen.names() - frozenset(ours) - {"lo"}
     every, one = (_ALL4, "ipv4/conf/{}/forwarding") if version == 4 else (_ALL6, "ipv6/conf/{}/force_forwarding")
     if every in switched:
         return others

@@ -162,7 +162,7 @@ class Kernel:
 
     def links(self) -> frozenset[str]:
         """The names of all links in the host's namespace."""
-        return seen.names(self._netlink)
+        return seen.names()
 
     def owned_links(self) -> dict[str, str]:
         """The links conetd made, by name, each with its alias ("" for one that has lost it)."""

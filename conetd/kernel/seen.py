@@ -6,17 +6,19 @@ pyroute2 reads the messages; it takes a quarter of a second to import, so that h
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 from conetd.errors import KernelError
 from conetd.kernel import links, routes
-from conetd.kernel.netlink import Netlink, attributes
+from conetd.kernel.netlink import Netlink
 from conetd.plan import Address, FdbEntry, Neighbour, Route, Side
 
 ALIAS = "conetd:"
@@ -27,6 +29,7 @@ _ATTRIBUTE, _U32, _INDEX = (struct.Struct(form).unpack_from for form in ("=HH", 
 _IFF_UP = 1
 _RTN_UNICAST = 1
 _GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH}
+_DEVICES, _DEVICES_HEAD = "/proc/thread-self/net/dev", 2  # lines of heading
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,17 @@ class SeenLink:
     data: dict[str, Any]
 
 
-def names(socket: Netlink) -> frozenset[str]:
-    """The names of all links of the socket's namespace; the cheapest way to see that one is gone."""
-    return frozenset(_name(payload) for _, payload in socket.dump(links.list_links()))
+def names() -> frozenset[str]:
+    """The names of all links of the calling thread's namespace; the cheapest way to see that one is gone.
+
+    Raises KernelError.
+    """
+    # A dump of 1000 links takes 20 ms and the lock that every attach needs; this takes one, and no lock.
+    try:
+        lines = Path(_DEVICES).read_bytes().splitlines()
+    except OSError as err:
+        raise KernelError("read", _DEVICES, err.errno or 0) from err
+    return frozenset(os.fsdecode(line.partition(b":")[0].strip()) for line in lines[_DEVICES_HEAD:])
 
 
 def labels(socket: Netlink) -> Iterator[Label]:
@@ -74,13 +85,6 @@ def label(socket: Netlink, name: str) -> Label | None:
     """The link of that name, None if there is none."""
     payload = _get(socket, links.get_link(name))
     return None if payload is None else _label(payload)
-
-
-def _name(payload: bytes) -> str:
-    for kind, value in attributes(payload, _LINK):  # the name is the first of the attributes
-        if kind == links.IFLA_IFNAME:
-            return bytes(value[:-1]).decode()
-    return ""
 
 
 def _label(payload: bytes) -> Label:
