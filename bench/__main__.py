@@ -59,7 +59,6 @@ def _outside(arguments: list[str]) -> int:
         command = [*unshare, sys.executable, "-m", "bench", "--inside", directory, *arguments]
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
-            cwd=_ROOT,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         signal.signal(signal.SIGTERM, lambda *_: _end(process.pid))
