@@ -49,13 +49,13 @@ stage_apps() {
 
 start_daemon() { # with the settings in /etc/conetd/conetd.toml, if there are any
     getent group conetd >/dev/null || groupadd --system conetd
-    conetd run 2>>conetd.log &
+    (conetd run 2>>conetd.log &)
     await ask /status || { cat conetd.log; return 1; }
 }
 
 container() { # container HANDLE: a process in a namespace of its own, up on apps
     ip netns add "$1" && ip -n "$1" link set lo up &&
-        { ip netns exec "$1" sleep infinity </dev/null >/dev/null 2>&1 & } &&
+        (ip netns exec "$1" sleep infinity </dev/null >/dev/null 2>&1 &) &&
         await holder "$1" &&
         ask "/containers/$1/config" -X PUT -d '{"attach_to": ["apps"]}' &&
         echo "{\"pid\": $(ip netns pids "$1")}" | conet-hook --handle "$1" --action up >/dev/null
@@ -66,6 +66,6 @@ holder() { [ -n "$(ip netns pids "$1")" ]; }
 serve() { # serve NAMESPACE ADDRESS PORT TEXT: an HTTP server there; an address is added to lo, none is any
     mkdir -p "www/$1/$3" && echo "$4" >"www/$1/$3/index.html"
     [ -z "$2" ] || ip -n "$1" address replace "$2/32" dev lo
-    ip netns exec "$1" busybox httpd -f -p "${2:+$2:}$3" -h "www/$1/$3" </dev/null >/dev/null 2>&1 &
+    (ip netns exec "$1" busybox httpd -f -p "${2:+$2:}$3" -h "www/$1/$3" </dev/null >/dev/null 2>&1 &)
     await ip netns exec "$1" busybox wget -q -O - "http://${2:-127.0.0.1}:$3/"
 }
