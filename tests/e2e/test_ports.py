@@ -326,11 +326,7 @@ def guest(lab: Lab) -> Iterator[Machine]:
     """A container that may go down."""
     machine = lab.container("guest", "blue")
     yield machine
-    lab.daemon.down("guest")
-    lab.daemon.delete("/containers/guest")
-    machine.netns.close()
-    del lab.containers["guest"]
-    lab._touched.discard("guest")
+    lab.remove(machine)
 
 
 def test_the_ports_of_a_container_are_free_once_it_is_down(lab: Lab, guest: Machine, flow: Flow) -> None:

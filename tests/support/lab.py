@@ -63,6 +63,14 @@ class Lab:
         self.containers[name] = machine
         return machine
 
+    def remove(self, machine: Machine) -> None:
+        """Take a container down, forget it, and let its namespace go."""
+        assert self.daemon.down(machine.name).status == 200
+        assert self.daemon.delete(f"/containers/{machine.name}").status == 204
+        machine.netns.close()
+        del self.containers[machine.name]
+        self._touched.discard(machine.name)
+
     def policy(self, machine: Machine, **networks: Any) -> Answer:
         """Put the container's policies; the answer is checked to be 200."""
         answer = self.try_policy(machine, **networks)
