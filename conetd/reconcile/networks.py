@@ -72,8 +72,12 @@ def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
     check_beside(core, wanted, but={name})
     record = replace(wanted.record, rev=core.revisions.next())
     live = LiveNetwork(record, wanted.loaded, wanted.network)
-    core.database.write(lambda db: networks.put_network(db, record))
-    core.networks.put(live)
+    core.networks.add(live)
+    try:
+        core.database.write(lambda db: networks.put_network(db, record))
+    except BaseException:
+        core.networks.drop(name)
+        raise
     try:
         ensure_network(core, live)
     except ConetError as err:

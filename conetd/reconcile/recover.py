@@ -48,6 +48,9 @@ def recover(core: Core) -> None:
         if isinstance(result, BaseException):
             log.error("an ended container could not be taken down, it will be retried", extra={"error": str(result)})
     _complete(core, [one for one in living if _only_planned(core, one)], wishes)
+    for one in living:
+        if not _only_planned(core, one):
+            _expect(core, one, wishes)
     remove_orphans(core)
     adjust_forwarding(core)
     for one in living:
@@ -95,12 +98,13 @@ def remove_orphans(core: Core) -> None:
 
 
 def _remove_replaced(core: Core) -> None:
-    for live in core.replaced:
+    """Those of planned types; a driver of a foreign type must not be waited for in the lane it works through."""
+    for live in [one for one in core.replaced if is_planned(one)]:
+        core.replaced.remove(live)
         try:
             core.kernel.remove(network_plan(live), None)
         except ConetError as err:
             log.error("a replaced network left something", extra={"network": live.record.name, "error": str(err)})
-    core.replaced.clear()
 
 
 def _hold_ports(core: Core, living: Sequence[ContainerRecord]) -> None:
@@ -164,6 +168,15 @@ def _complete(core: Core, living: Sequence[ContainerRecord], wishes: dict[str, l
                     note_failure(core, wish.record, err)
     for start in range(0, len(jobs), GROUP_MOST):
         complete(core, jobs[start : start + GROUP_MOST])
+
+
+def _expect(core: Core, container: ContainerRecord, wishes: dict[str, list[Wish]]) -> None:
+    """Have the patrol look after a container that is on a network of a foreign type too, and complete it."""
+    for wish in wishes.get(container.handle, ()):
+        if is_planned(wish.live):
+            plan = attachment_plan(wish.live, wish.value, wish.policy)
+            wish.links = tuple(link.name for link in plan.links)
+        core.expected[container.handle, wish.record.network] = wish.links
 
 
 def complete(core: Core, jobs: Sequence[UpJob]) -> None:

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from conetd.errors import ConetError
 from conetd.kernel.namespaces import NetNS
@@ -17,6 +18,7 @@ from conetd.reconcile.core import (
     attachment_plan,
     is_planned,
     network_alias,
+    network_context,
     network_plan,
 )
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed, close, detach_foreign, leaving_of
@@ -136,6 +138,21 @@ def repair_network(core: Core, name: str) -> None:
         ensure_network(core, core.networks.get(name))
     except ConetError as err:
         log.error("network failed", extra={"network": name, "error": str(err)})
+
+
+def start_foreign(core: Core, name: str) -> None:
+    """What a start owes a network of a foreign type: what the settings replaced goes, and the network is made sure of.
+
+    For planned types `recover` does so. Failures are noted and, as for the network, tried again.
+    """
+    for old in [one for one in core.replaced if one.record.name == name]:
+        core.replaced.remove(old)
+        remove = partial(old.loaded.driver.remove_network, network_context(core, old))
+        try:
+            core.ask(old.loaded, "remove_network", remove)
+        except ConetError as err:
+            log.error("a replaced network left something", extra={"network": name, "error": str(err)})
+    repair_network(core, name)
 
 
 def tend_filter(core: Core) -> None:

@@ -51,6 +51,13 @@ class Networks:
             self._live = {**self._live, live.record.name: live}
             self._forget_policies(live.record.name)
 
+    def add(self, live: LiveNetwork) -> None:
+        """Bring a new network into force. Raises Conflict when another of its name, of any type, was quicker."""
+        with self._lock:
+            if live.record.name in self._live:
+                raise Conflict(f'there is another network "{live.record.name}" already: it has just been made')
+            self._live = {**self._live, live.record.name: live}
+
     def drop(self, name: str) -> None:
         """Take a network out of force."""
         with self._lock:

@@ -111,6 +111,9 @@ def prepare(core: Core, job: UpJob) -> None:
     if any(record.leaving for record in standing):
         core.reaper.finish(job.handle)
         standing = containers.attachments_of(db, job.handle)
+        if any(record.leaving for record in standing) and container.life is None:
+            take_down(core, [job.handle])  # an earlier down failed: what it left must not become part of this life
+            standing = containers.attachments_of(db, job.handle)
     if container.life is not None:
         job.container = replace(container, life=life)
         job.wishes = standing_wishes(core, job.container)

@@ -17,6 +17,7 @@ from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
 from conetd.reconcile.lanes import Turnstile
 from conetd.reconcile.networks import create_network, delete_network, parse_network
 from conetd.reconcile.policies import check_documents, replace_default, replace_policies
+from conetd.reconcile.repair import start_foreign
 from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
 from conetd.reconcile.wishes import Garden
 from conetd.service import documents, views
@@ -44,7 +45,7 @@ class Service:
         self._core: Core = assemble(settings, dict(ports or {}), self._process_ended)
         self._turns: Turnstile[Any] = Turnstile()
         self._off_lane = ThreadPoolExecutor(_OFF_LANE_THREADS, thread_name_prefix="off-lane")
-        self._patrol = Patrol(self._core, self._submit_repair)
+        self._patrol = Patrol(self._core, self._submit_repair, self._submit_network)
         self._ready: Future[None] | None = None
 
     # Life
@@ -55,8 +56,16 @@ class Service:
         The future is done when that is through; its error says why this host cannot be worked on.
         """
         self._ready = begin(self._core)
-        self._ready.add_done_callback(lambda ready: None if ready.exception() else self._patrol.start())
+        self._ready.add_done_callback(lambda ready: None if ready.exception() else self._go_on())
         return self._ready
+
+    def _go_on(self) -> None:
+        core = self._core
+        foreign = {live.record.name for live in core.networks.all() if not is_planned(live)}
+        for name in sorted(foreign | {live.record.name for live in core.replaced}):
+            type_ = core.networks.get(name).record.type
+            self._turns.enter(("networks", type_), partial(self._off_lane.submit, start_foreign, core, name))
+        self._patrol.start()
 
     def stop(self) -> None:
         """Finish what was asked for and refuse what comes now. All container networking stays in place."""
@@ -200,7 +209,8 @@ class Service:
 
     def _network_turn(self, type_: str, work: Callable[[], T]) -> Future[T]:
         foreign = type_ in self._core.foreign
-        return self._turns.enter("networks", lambda: self._place(foreign, work))
+        # By type, for those of one are compared with each other and none need wait for another's driver.
+        return self._turns.enter(("networks", type_), lambda: self._place(foreign, work))
 
     def _place(self, foreign: bool, work: Callable[[], T]) -> Future[T]:
         """Work that may wait for a foreign driver must not hold up the lane that driver needs."""
@@ -217,6 +227,10 @@ class Service:
         return self._turn(
             handle, lambda: self._place(self._touches_foreign(handle, ()), lambda: repair(self._core, handle))
         )
+
+    def _submit_network(self, name: str, repair: Callable[[Core, str], None]) -> Future[None]:
+        type_ = self._core.networks.get(name).record.type
+        return self._network_turn(type_, lambda: repair(self._core, name))
 
     def _process_ended(self, handle: str) -> None:
         """The watch saw a container's process end: take it down, unless it has come up with another meanwhile."""

@@ -81,6 +81,22 @@ def test_a_foreign_call_that_hangs_is_given_up_and_the_next_gets_a_fresh_thread(
     release.set()
 
 
+def test_the_thread_of_a_call_that_was_given_up_ends_with_the_call() -> None:
+    lane = ForeignLane("acme", 0.05)
+    release, late = threading.Event(), []
+
+    def hang() -> None:
+        late.append(threading.current_thread())
+        release.wait()
+
+    with pytest.raises(DriverTimeout):
+        lane.call("attach", hang)
+    release.set()
+    late[0].join(5)
+    assert not late[0].is_alive()
+    lane.stop()
+
+
 def test_a_timeout_that_the_driver_raises_itself_is_not_the_deadline() -> None:
     lane = ForeignLane("odd", 5)
 
