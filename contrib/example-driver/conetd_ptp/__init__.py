@@ -134,7 +134,10 @@ class PtpDriver(PlannedDriver[PtpConfig, PtpPolicy]):
             ),
             # Nobody needs to ask for a MAC on a link that both ends know.
             neighbours=(Neighbour(port, ip, mac), Neighbour(inside, GATEWAY, HOST_MAC, Side.CONTAINER)),
-            sysctls=(Sysctl("ipv6/conf/default/disable_ipv6", "1", Side.CONTAINER, early=True),),
+            sysctls=(
+                Sysctl("ipv6/conf/default/disable_ipv6", "1", Side.CONTAINER, early=True),
+                Sysctl(f"ipv4/conf/{port}/forwarding", "1"),
+            ),
             filter=(Endpoint(attachment.key, network.key, attachment.handle, port, (ip,), mac),),
         )
 
