@@ -247,7 +247,7 @@ def test_the_environment_goes_before_the_file(world: World) -> None:
             stdout=log,
             stderr=log,
         )
-    curl = ["curl", "-sS", "--unix-socket", elsewhere, "http://conetd/networks/blue"]
+    curl = ["curl", "-sS", "--unix-socket", str(elsewhere), "http://conetd/networks/blue"]
     eventually(elsewhere.exists, "the socket of the environment is there")
     assert world.host.json(*curl)["name"] == "blue"
     assert not daemon.public_socket.exists()

@@ -30,7 +30,8 @@ with socket.socket(socket.AF_UNIX) as sock:
     except OSError as err:
         print(err.strerror)
         sys.exit()
-    sock.sendall(f"{method} {target} HTTP/1.1\\r\\nHost: c\\r\\nConnection: close\\r\\nContent-Length: 2\\r\\n\\r\\n{{}}".encode())
+    head = f"{method} {target} HTTP/1.1\\r\\nHost: c\\r\\nConnection: close\\r\\nContent-Length: 2\\r\\n\\r\\n"
+    sock.sendall(head.encode() + b"{}")
     print(b"".join(iter(lambda: sock.recv(65536), b"")).decode())
 """
 
@@ -44,8 +45,9 @@ def world(netns: NetnsFactory, tmp_path: Path) -> Iterator[World]:
 
 
 def ask_as(uid: int, path: Path, method: str, target: str, *groups: int) -> str:
-    asking = [sys.executable, "-c", ASK_AS, path, str(uid), method, target, *map(str, groups)]
-    return subprocess.run(asking, capture_output=True, text=True, check=True).stdout.strip()
+    asking = [sys.executable, "-c", ASK_AS, str(path), str(uid), method, target, *map(str, groups)]
+    said: str = subprocess.run(asking, capture_output=True, text=True, check=True).stdout
+    return said.strip()
 
 
 def mode(path: Path) -> int:
