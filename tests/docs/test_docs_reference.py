@@ -25,6 +25,8 @@ from conetd.api import errors as api_errors
 from conetd.api.private import private_application
 from conetd.api.public import public_application
 from conetd.policy.garden import NetIn, NetOut
+from conetd.reconcile import answers
+from conetd.service import status, views
 from conetd.service.documents import ConfigSchema, JoinSchema, NetworkSchema
 from conetd.settings import Settings
 
@@ -97,6 +99,20 @@ def _path(resource: web.AbstractResource) -> str:
 @pytest.mark.parametrize("schema", [NetworkSchema, ConfigSchema, JoinSchema])
 def test_the_api_has_each_field_of_a_document(schema: type[Schema]) -> None:
     assert schema().fields.keys() <= table_rows(API).keys()
+
+
+@pytest.mark.parametrize("module", [status, views, answers], ids=lambda module: module.__name__)
+def test_the_api_has_each_field_of_an_answer(module: Any) -> None:
+    fields = set(re.findall(r"""[\[{ ]"([a-z_]+)"(?::|\] =)""", inspect.getsource(module)))
+    assert fields
+    assert [field for field in sorted(fields) if f"`{field}`" not in API] == []
+
+
+def test_the_settings_name_only_events_that_there_are() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "conetd").rglob("*.py"))
+    events = table_rows(section(SETTINGS, "Log")).keys() - {"packet allowed", "packet denied"}
+    assert len(events) > 20
+    assert [event for event in sorted(events) if f'"{event}"' not in source] == []
 
 
 def test_the_api_has_each_error() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from docpages import ROOT, Block
 
 STAGE = ROOT / "tests" / "docs" / "stage.sh"
-PATIENCE_S = 60
+PATIENCE_S = 30
 _MARK = "=-=-="
 _STRICTLY = r"""trap 'printf "\nfailed: %s\n" "$BASH_COMMAND"' ERR; set -e"""
 _LENIENTLY = "set +e; trap - ERR"
