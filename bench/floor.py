@@ -91,7 +91,9 @@ class Floor:
             f"address add {_GATEWAY}/16 dev {_BRIDGE}\nlink set {_BRIDGE} mtu 1500 up\n",
         )
         with inside(host.pid):
-            Path(f"/proc/sys/net/ipv6/conf/{_BRIDGE}/disable_ipv6").write_text("1")
+            # ports, too, speak no IPv6 themselves; conetd says so to each, here it is inherited
+            for name in (_BRIDGE, "default"):
+                Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
             self._links = _open(NETLINK_ROUTE)
             self._filter = _open(NETLINK_NETFILTER)
             self._bridge = socket.if_nametoindex(_BRIDGE)
