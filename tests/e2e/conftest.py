@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from lab import Lab, build
-from pytest_netns import NetnsFactory
+from pytest_netns import Netns, NetnsFactory
 from traffic import FLOWS, Flow
 from world import Daemon, World
 
@@ -39,14 +39,23 @@ def world(netns: NetnsFactory, tmp_path: Path, request: pytest.FixtureRequest) -
     assert "Traceback" not in text, text
 
 
+@pytest.fixture(scope="module")
+def prepare() -> Callable[[Netns], None]:
+    """What is done to the lab's host before the daemon starts; for modules to override."""
+    return lambda host: None
+
+
 @pytest.fixture(scope="module", params=list(_AVAILABLE))
 def bare_lab(
-    netns_module: NetnsFactory, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    netns_module: NetnsFactory,
+    tmp_path_factory: pytest.TempPathFactory,
+    prepare: Callable[[Netns], None],
+    request: pytest.FixtureRequest,
 ) -> Iterator[Lab]:
     """What all tests of a module share, once for each filter backend: host, neighbours and daemon, no network yet."""
     if not _AVAILABLE[request.param]():
         pytest.skip(f"this host cannot run the {request.param} backend")
-    lab = build(netns_module, tmp_path_factory.mktemp("lab"), request.param)
+    lab = build(netns_module, tmp_path_factory.mktemp("lab"), request.param, before=prepare)
     yield lab
     lab.close()
 
