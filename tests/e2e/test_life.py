@@ -127,7 +127,7 @@ def test_an_up_that_fails_gives_everything_back(world: World) -> None:
     answer = daemon.up("web", web)
     assert answer.status == 409
     assert 'held by container "other"' in answer.error["message"]
-    assert "networks.red.net_in[0]" in answer.error["fields"]
+    assert "networks.red.net_in[0].host_port" in answer.error["fields"]
     assert world.remains() == before
     assert [one["ifname"] for one in web.json("ip", "-j", "link")] == ["lo"]
 
