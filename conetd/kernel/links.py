@@ -24,10 +24,12 @@ _IPV6_MIN_MTU = 1280  # below it a link has no IPv6 of its own
 _MTU_MAX = 65535
 
 # Link groups (`ip link show group N`). A link is given the first at birth, in the very message that makes it, so that
-# even one without its alias yet is known as ours; the others mark what is about to go.
+# even one without its alias yet is known as ours; the second marks what is about to go. From the third on they are
+# drawn by lot, one for each deletion by group.
 GROUP_OURS = 0x636E6574
 GROUP_CLOSED = GROUP_OURS + 1
 GROUP_GOING = GROUP_OURS + 2
+GROUPS_GOING = 1 << 28
 
 ALIAS_MAX = 255  # bytes; IFALIASZ is 256 with the NUL
 

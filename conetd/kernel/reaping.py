@@ -7,6 +7,7 @@ routing and links meanwhile, and takes every link of the group, whoever put it t
 from __future__ import annotations
 
 import errno
+import secrets
 from collections.abc import Iterator, Sequence
 
 from conetd.errors import KernelError
@@ -28,20 +29,12 @@ def reap(host: Netlink, names: Sequence[str], *, closed_only: bool = True) -> No
     Without `closed_only` all those that are ours. May run on a thread of its own, beside the `Kernel`'s. Gone already
     is success. Goes on past failures and raises the first one at the end.
     """
-    wanted = frozenset(names)
-    going: list[seen.Label] = []
-    strangers = False
-    for label in seen.labels(host):
-        if label.name in wanted and (label.group == links.GROUP_CLOSED or (label.ours and not closed_only)):
-            going.append(label)
-        elif label.group == links.GROUP_GOING:
-            strangers = True
+    # One by one: to list them all takes the kernel's lock for links for as long as a thousand attaches do.
+    found = [label for name in dict.fromkeys(names) if (label := seen.label(host, name)) is not None]
+    going = [label for label in found if label.group == links.GROUP_CLOSED or (label.ours and not closed_only)]
     errors: list[KernelError] = []
     for some in _chunks(going):
-        if strangers or len(some) == 1:
-            errors += delete_links(host, some)
-        else:
-            errors += _delete_together(host, some)
+        errors += delete_links(host, some) if len(some) == 1 else _delete_together(host, some)
     if errors:
         raise errors[0]
 
@@ -62,11 +55,13 @@ def failures(requests: Requests, gone: set[int]) -> list[KernelError]:
 
 
 def _delete_together(host: Netlink, some: Sequence[seen.Label]) -> list[KernelError]:
+    # A group that was never used before, so that no stranger's link can be in it.
+    group = links.GROUP_GOING + secrets.randbelow(links.GROUPS_GOING)
     requests = Requests(host)
     for label in some:
-        # By index: under its name another one may have been born since it was listed.
-        requests.add(0, "mark", label.name, links.set_group(links.GROUP_GOING, index=label.index))
-    requests.add(0, "delete", f"group {links.GROUP_GOING}", links.delete_group(links.GROUP_GOING))
+        # By index: under its name another one may have been born since it was looked up.
+        requests.add(0, "mark", label.name, links.set_group(group, index=label.index))
+    requests.add(0, "delete", f"group {group}", links.delete_group(group))
     return failures(requests, gone={errno.ENODEV})
 
 

@@ -65,6 +65,13 @@ class Core:
             return function(*arguments)
         return self.lane.call(function, *arguments).result()
 
+    def afterwards(self, function: Callable[[], None]) -> None:
+        """Run the function once those who wait for the kernel lane's job at hand have their answer; elsewhere, now."""
+        if self.lane.current:
+            self.lane.later(function)
+        else:
+            function()
+
     def ask(self, loaded: Loaded, method: str, function: Callable[[], T]) -> T:
         """Call into a driver: on its own lane, with a deadline, unless it only plans.
 

@@ -37,6 +37,7 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._stopping = threading.Lock()
         self._stopped = False
+        self._later: deque[Callable[[], None]] = deque()
 
     def start(self) -> None:
         """Begin to work."""
@@ -52,6 +53,10 @@ class Lane:
         It returns a result or an exception for each item; it does not raise.
         """
         return self._put(_Entry(function, item))
+
+    def later(self, function: Callable[[], None]) -> None:
+        """Run the function once those who wait for the jobs at hand have their answer. For jobs in the lane."""
+        self._later.append(function)
 
     def stop(self) -> None:
         """Finish what was submitted, then end the thread. What comes later is refused."""
@@ -95,6 +100,8 @@ class Lane:
                     groups.setdefault(kind, []).append(one)
             for group in groups.values():
                 _work_off(group)
+                while self._later:
+                    _try(self._later.popleft())
             if None in waiting:
                 return
 
@@ -102,6 +109,13 @@ class Lane:
 def _alone(items: list[Any]) -> Sequence[Any]:
     [(function, arguments)] = items
     return [function(*arguments)]
+
+
+def _try(function: Callable[[], None]) -> None:
+    try:
+        function()
+    except Exception:  # nobody waits for it any more
+        log.exception("what was left for later failed")
 
 
 def _work_off(group: list[_Entry]) -> None:

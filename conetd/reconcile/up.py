@@ -67,7 +67,7 @@ def bring_up(core: Core, jobs: list[UpJob]) -> list[JSON | BaseException]:
     done = [job for job in acting if id(job) not in errors]
     finish(core, done)
     for job in done:
-        _log_up(job)
+        core.afterwards(partial(_log_up, job, time.monotonic()))
     results: list[JSON | BaseException] = []
     for job in jobs:
         job.close()
@@ -88,7 +88,7 @@ def bring_up_mixed(core: Core, job: UpJob) -> JSON:
             if error is not None:
                 raise undo(core, job, error)
             core.on_lane(finish, core, [job])
-            _log_up(job)
+            _log_up(job, time.monotonic())
         return answer(core, job)
     finally:
         job.close()
@@ -101,7 +101,7 @@ def prepare(core: Core, job: UpJob) -> None:
         job.netns = open_namespace(job.pid)
         process = identify(job.pid)
     except NotFound as err:  # the body is wrong, not the path
-        raise Invalid(f"up: {err.message}", fields={"pid": err.message}) from err
+        raise Invalid(err.message, fields={"pid": err.message}) from err
     life = Life(process.pid, process.start_time, job.netns.inode, core.boot_id)
     container = containers.container(db, job.handle) or ContainerRecord(job.handle)
     if container.life is not None and not _same_life(core, job.handle, container.life, life):
@@ -256,17 +256,21 @@ def finish(core: Core, jobs: Sequence[UpJob]) -> None:
     if done:
         core.database.write(lambda db: containers.attachments_applied(db, done), durable=False)
     for job in jobs:
-        life = job.container.life
-        assert life is not None
-        core.watch.watch(job.handle, ProcessId(life.pid, life.start_time))
         for wish in job.wishes:
             wish.record = replace(wish.record, applied_rev=wish.record.rev, error=None)
             core.problems.pop((job.handle, wish.record.network), None)
             core.expected[job.handle, wish.record.network] = wish.links
+        core.afterwards(partial(_watch, core, job))
 
 
-def _log_up(job: UpJob) -> None:
-    took_ms = round((time.monotonic() - job.started) * 1000, 1)
+def _watch(core: Core, job: UpJob) -> None:
+    life = job.container.life
+    assert life is not None
+    core.watch.watch(job.handle, ProcessId(life.pid, life.start_time))
+
+
+def _log_up(job: UpJob, ready: float) -> None:
+    took_ms = round((ready - job.started) * 1000, 1)
     networks = ",".join(wish.record.network for wish in job.wishes)
     log.info("up", extra={"handle": job.handle, "network": networks, "ms": took_ms})
 

@@ -156,12 +156,12 @@ def up_request(document: Any) -> UpRequest:
     Unknown fields are ignored: the engine says more than we need. Raises Invalid.
     """
     if not isinstance(document, Mapping):
-        raise Invalid("up: the body must be the OCI state, or Guardian's object with Pid", fields={"": "not an object"})
+        raise Invalid("the body must be the OCI state, or Guardian's object with Pid", fields={"": "not an object"})
     name = "Pid" if "Pid" in document else "pid"
     pid = document.get(name)
     if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 0:
         complaint = f"must be the number of a running process (got {pid!r})"
-        raise Invalid(f"up: {name} {complaint}", fields={name: complaint})
+        raise Invalid(f"{name} {complaint}", fields={name: complaint})
     return UpRequest(
         pid,
         _properties(document),
@@ -174,12 +174,12 @@ def _properties(document: Mapping[str, Any]) -> dict[str, str]:
     name = "Properties" if "Properties" in document else "annotations"
     properties = document.get(name) or {}
     if not isinstance(properties, Mapping) or not all(isinstance(value, str) for value in properties.values()):
-        raise Invalid(f"up: {name} must be an object of strings", fields={name: "must be an object of strings"})
+        raise Invalid(f"{name} must be an object of strings", fields={name: "must be an object of strings"})
     return dict(properties)
 
 
 def _objects(document: Mapping[str, Any], name: str) -> tuple[JSON, ...]:
     entries = document.get(name) or []
     if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise Invalid(f"up: {name} must be a list of objects", fields={name: "must be a list of objects"})
+        raise Invalid(f"{name} must be a list of objects", fields={name: "must be a list of objects"})
     return tuple(entries)

@@ -99,6 +99,7 @@ def test_the_networks_filter_says_what_holds_for_all_its_containers() -> None:
         NetworkFilter(
             blue.key,
             (ip_network("10.1.0.0/24"), ip_network("2001:db8::/64")),
+            name="blue",
             interface="br0",
             masquerade=(ip_network("10.1.0.0/24"),),
             rules=(reject("10.0.0.0/8", "config.deny_networks[0]"),),

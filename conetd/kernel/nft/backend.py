@@ -162,7 +162,11 @@ class NftablesBackend:
         for answer, label in zip(answers, labels, strict=True):
             if answer.errno:
                 return KernelError("change", label or _WHOLE, answer.errno, answer.detail)
-        self._generation = self._generation + 1 & 0xFFFFFFFF or 1  # the kernel skips 0
+        # The kernel counts a batch that changes something, and not one that does not. If more was counted since, the
+        # rest is somebody else's, and what we remember stays behind for `disturbed` to see it.
+        ours = self._generation + 1 & 0xFFFFFFFF or 1  # the kernel skips 0
+        if listings.generation(self._netlink) == ours:
+            self._generation = ours
         return None
 
     def _tidy(self) -> None:

@@ -84,8 +84,11 @@ def comments(fingerprint: str, words: list[str]) -> list[str]:
 
 
 def recognised(found: list[str]) -> str:
-    """The fingerprint the comments of a chain's rules carry; empty unless all of them do, in order, none missing."""
-    fingerprint = ""
+    """The fingerprint the comments of a chain's rules carry; empty unless all of them do, in order, none missing.
+
+    A chain without rules carries none, and has that of every such chain.
+    """
+    fingerprint = "" if found else Chain("", ()).fingerprint
     for number, one in enumerate(found, 1):
         _, _, mark = one.rpartition("#")
         carried, _, place = mark.partition(".")

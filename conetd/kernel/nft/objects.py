@@ -176,7 +176,7 @@ def _logs(network: NetworkFilter) -> bool:
 def _network_chain(network: NetworkFilter) -> Chain | None:
     if _logs(network):
         return None
-    subject = f"network {network.key}"
+    subject = f"network {network.name or network.key}"
     rules = [
         rule
         for family in (4, 6)

@@ -72,6 +72,7 @@ def plan_network(network: Network[BridgeConfig]) -> Plan:
     wanted = NetworkFilter(
         network.key,
         tuple(subnets),
+        name=network.name,
         interface=name,
         masquerade=config.masqueraded,
         rules=deny(config.deny_networks, "config.deny_networks"),

@@ -10,7 +10,7 @@ from pytest_netns import Netns, NetnsFactory
 
 from conetd.errors import KernelError
 from conetd.kernel import Kernel, Work
-from conetd.kernel.links import GROUP_GOING
+from conetd.kernel.links import GROUP_CLOSED, GROUP_GOING
 from conetd.kernel.namespaces import NetNS, open_namespace
 from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
 from conetd.kernel.reaping import reap
@@ -151,11 +151,12 @@ def test_reaping_leaves_a_link_that_was_made_anew(kernel: Kernel, plan: Plan, in
     assert kernel.diff(plan, inside, ALIAS) == []
 
 
-def test_reaping_leaves_a_strangers_link_in_the_group_it_deletes(kernel: Kernel, many: list[Plan], host: Netns) -> None:
-    host.run("ip", "link", "add", "red0", "group", str(GROUP_GOING), "type", "bridge")
+def test_reaping_leaves_a_strangers_link_in_groups_of_ours(kernel: Kernel, many: list[Plan], host: Netns) -> None:
+    for name, group in (("red0", GROUP_GOING), ("red1", GROUP_CLOSED)):
+        host.run("ip", "link", "add", name, "group", str(group), "type", "bridge")
     kernel.close_many(many)
     reap_on(host, names(many))
-    assert kernel.links() == {"lo", "blue0", "red0"}
+    assert kernel.links() == {"lo", "blue0", "red0", "red1"}
 
 
 def test_reaping_twice_is_success(kernel: Kernel, plan: Plan, host: Netns) -> None:
