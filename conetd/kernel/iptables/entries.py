@@ -23,7 +23,7 @@ COMMENT_MAX = 255  # bytes; XT_MAX_COMMENT_LEN is 256 with the NUL
 PORT_SLOTS = 15  # XT_MULTI_PORTS; a range takes two
 
 # Bits of xt_conntrack's state mask: 1 << (number of the state + 1), and its own for the rest
-ESTABLISHED, RELATED, DNATED = 1 << 1, 1 << 2, 1 << 7
+INVALID, ESTABLISHED, RELATED, DNATED = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 
 # enum ipt_reject_with, enum ip6t_reject_with
 _PORT_UNREACHABLE = {4: 3, 6: 4}

@@ -169,6 +169,8 @@ def _forward_head(network: NetworkFilter, subnets: list[Masked], family: int) ->
     if bridge and family == 6:
         yield Line(inside, outgoing=bridge, source=_LINK_LOCAL)
         yield Line(inside, outgoing=bridge, destination=_LINK_LOCAL)
+    # What is of no flow and begins none is passed by by address translation: it would leave with the source it has.
+    yield Line("DROP", matches=(entries.ctstate(entries.INVALID),))
 
 
 def _host(network: NetworkFilter, family: int) -> Iterator[Line]:

@@ -21,6 +21,7 @@ LINK, NETWORK, TRANSPORT = 0, 1, 2
 NFPROTO_OF = {4: 2, 6: 10}
 # linux/netfilter/nf_conntrack_common.h; the state bits are nft's: 1 << (ctinfo % 3 + 1)
 CT_ESTABLISHED_RELATED = 0x2 | 0x4
+CT_INVALID = 0x1
 IPS_CONFIRMED, IPS_DST_NAT = 0x8, 0x20
 _RTN_LOCAL = 2
 _RANDOM_FULLY = 0x10

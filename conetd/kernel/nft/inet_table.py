@@ -52,9 +52,12 @@ def _status(bit: int, *, on: bool) -> bytes:
     return e.ct(e.CT_STATUS) + e.masked(struct.pack("=I", bit)) + e.equal(bytes(4), negate=on)
 
 
+def _state(bits: int) -> bytes:
+    return e.ct(e.CT_STATE) + e.masked(struct.pack("=I", bits)) + e.equal(bytes(4), negate=True)
+
+
 def _known_flow() -> bytes:
-    mask = struct.pack("=I", e.CT_ESTABLISHED_RELATED)
-    return e.ct(e.CT_STATE) + e.masked(mask) + e.equal(bytes(4), negate=True)
+    return _state(e.CT_ESTABLISHED_RELATED)
 
 
 def unconfirmed() -> bytes:
@@ -190,6 +193,8 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
         # the kernel forwards none: again frames inside a bridge
         ("from link-local", _link_local(e.source(6)) + accept()),
         ("to link-local", _link_local(e.destination(6)) + accept()),
+        # address translation passes it by: it would leave with the container's own address
+        ("of no flow, and no beginning of one", _state(e.CT_INVALID) + drop()),
         *(
             (f"of an endpoint, IPv{family}", _interface_and_source(family) + e.verdict_map(f"egress{family}"))
             for family in _BOTH
