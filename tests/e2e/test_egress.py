@@ -283,9 +283,9 @@ def _has(link: dict[str, Any], address: str) -> bool:
 
 
 def test_without_host_access_neighbours_are_still_discovered(lab: Lab, a: Machine, flow: Flow, bridge_nf: int) -> None:
-    a.netns.run("ip", "neigh", "flush", "dev", "eth0")
-    for link in lab.host.netns.json("ip", "-j", "link", "show", "type", "bridge"):
-        lab.host.netns.run("ip", "neigh", "flush", "dev", link["ifname"])
+    for nud in ("all", "permanent"):
+        a.netns.run("ip", "neigh", "flush", "dev", "eth0", "nud", nud)
+    assert not a.netns.json("ip", "-j", "neigh", "show", "dev", "eth0")
     assert lab.reach(a, flow, OUTSIDE[flow.family]) == f"outside {UP[flow.family]}"
 
 

@@ -176,6 +176,15 @@ def test_with_subnet6_the_interface_is_born_with_ipv6_and_without_delays() -> No
     assert all(one.early and one.side is Side.CONTAINER for one in plan.sysctls)
 
 
+def test_a_mac_that_was_asked_for_is_told_to_those_who_knew_the_address_at_another() -> None:
+    asked = Lease({"ip": str(IP), "ip6": str(IP6), "mac": "02:00:00:00:00:01"}, frozenset())
+    plan = DRIVER.plan_attachment(network(subnet6="fd00::/64"), replace(attachment(), lease=asked))
+
+    notify = {"ipv4/conf/default/arp_notify": "1", "ipv6/conf/default/ndisc_notify": "1"}
+    assert sysctls(plan).items() >= notify.items()
+    assert all(one.early and one.side is Side.CONTAINER for one in plan.sysctls)
+
+
 def test_the_endpoint_may_speak_with_its_own_addresses_and_mac_only() -> None:
     blue = network(bridge="br0", subnet6="fd00::/64")
 

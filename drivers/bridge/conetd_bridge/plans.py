@@ -34,6 +34,10 @@ _IPV6 = (
     Sysctl("ipv6/conf/default/accept_dad", "0", Side.CONTAINER, early=True),
     Sysctl("ipv6/conf/default/accept_ra", "0", Side.CONTAINER, early=True),
 )
+# Neighbours that knew the address at another MAC are told. Only where one was asked for: a derived MAC stays with its
+# address, and what is told reaches every port of the bridge, which with many containers costs more than the attach.
+_TELL = (Sysctl("ipv4/conf/default/arp_notify", "1", Side.CONTAINER, early=True),)
+_TELL6 = (Sysctl("ipv6/conf/default/ndisc_notify", "1", Side.CONTAINER, early=True),)
 
 
 def bridge_name(network: Network[BridgeConfig]) -> str:
@@ -116,9 +120,16 @@ def plan_attachment(network: Network[BridgeConfig], attachment: Attachment) -> P
         addresses=tuple(Address(inside, one, Side.CONTAINER) for one in interfaces),
         routes=tuple(routes),
         neighbours=to_gateway + to_container,
-        sysctls=_NO_IPV6 if ip6 is None else _IPV6,
+        sysctls=_sysctls(ip, ip6, mac),
         filter=(Endpoint(attachment.key, network.key, attachment.handle, bridge, addresses, mac, port=port),),
     )
+
+
+def _sysctls(ip: IPv4Address, ip6: IPv6Address | None, mac: str) -> tuple[Sysctl, ...]:
+    found = _NO_IPV6 if ip6 is None else _IPV6
+    if mac == mac_of(ip):
+        return found
+    return found + (_TELL if ip6 is None else _TELL + _TELL6)
 
 
 def plan_policy(attachment: Attachment, policy: BridgePolicy) -> Plan:
