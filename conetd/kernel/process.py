@@ -130,8 +130,10 @@ class ProcessWatch:
             else:
                 self._watched[key] = descriptor
                 self._keys[descriptor] = key
+                # An epoll that is being waited on takes it in; to wake the thread would only cost a turn.
                 self._epoll.register(descriptor, select.EPOLLIN)
-            self._nudge()
+            if self._ended or self._retired:
+                self._nudge()
 
     def forget(self, key: str) -> None:
         """Report nothing more under this key, save what is being reported just now. Unknown keys are fine."""
