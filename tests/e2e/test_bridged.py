@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from frames import IPV4, Capture, checksum, ethernet, packet, send
+from frames import IPV4, Capture, ethernet, segment, send
 from lab import EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import FLOWS, PATIENCE_S, SILENCE_S, Flow, Talk, echoes
 from world import eventually
@@ -161,18 +161,11 @@ def test_flows_go_on_while_br_netfilter_is_switched(lab: Lab, a: Machine, b: Mac
             assert lab.reach(a, flow, b.addresses[flow.family]) == f"b {a.addresses[flow.family]}"
 
 
-def tcp(source: str, to: str, flags: int) -> bytes:
-    """A bare TCP packet from port 9 to port 9 that belongs to no flow."""
-    head = socket.inet_aton(source) + socket.inet_aton(to) + bytes((0, 6, 0, 20))
-    body = bytes((0, 9, 0, 9)) + bytes(8) + bytes((0x50, flags, 0xFF, 0xFF, 0, 0, 0, 0))
-    return packet(source, to, 6, body[:16] + checksum(head + body).to_bytes(2, "big") + body[18:])
-
-
 @pytest.mark.parametrize("flags", [0x04, 0x12, 0x3F], ids=["rst", "syn-ack", "all"])
 def test_no_packet_leaves_with_an_address_that_should_be_masqueraded(lab: Lab, a: Machine, flags: int) -> None:
     """Connection tracking rewrites only what belongs to a flow; a stray packet would go out as it is."""
     with Capture(lab.outside.netns) as capture:
-        stray = tcp(a.addresses[4], OUTSIDE[4], flags)
+        stray = segment(a.addresses[4], OUTSIDE[4], 9, 9, flags=flags)
         send(a.netns, ethernet(GATEWAY_MAC, a.mac, IPV4, stray))
         assert lab.reach(a, Flow("udp", 4), OUTSIDE[4]) == f"outside {UP[4]}"
         seen = capture.until(lambda frame: b"hello" in frame, PATIENCE_S)

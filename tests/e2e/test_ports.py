@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from frames import IPV4, Capture, ethernet, segment, send
 from lab import DMZ, EVERYTHING, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
-from traffic import FLOWS, REFUSED, SILENT, Flow
+from traffic import FLOWS, PATIENCE_S, REFUSED, SILENT, Flow, Talk
 from world import eventually
 
 PUBLISHED, ISOLATED, SECOND = 7000, 7001, 7002
@@ -356,3 +357,55 @@ def test_an_up_answers_with_the_ports_it_mapped(lab: Lab, guest: Machine) -> Non
         {"host_port": picked, "container_port": SERVICE, "protocol": "tcp", "network": "blue"},
         {"host_port": 7010, "container_port": SERVICE, "protocol": "udp", "host_ip": UP_SECOND[4], "network": "blue"},
     ]
+
+
+# Entries that change
+
+
+def test_two_entries_swap_their_targets_in_one_step(lab: Lab, a: Machine, flow: Flow) -> None:
+    lab.serve(a, flow, 9091)
+    for first, second in ((SERVICE, 9091), (9091, SERVICE)):
+        entries = [entry(7010, first, protocol=flow.protocol), entry(7011, second, protocol=flow.protocol)]
+        lab.policy(a, blue={"net_in": entries})
+        assert [(one["host_port"], one["container_port"]) for one in mapped(lab, "a")] == [
+            (7010, first),
+            (7011, second),
+        ]
+        assert lab.reach(lab.outside, flow, UP[flow.family], 7010).startswith("a ")
+    lab.policy(a, blue=net_in(7010, 9999, protocol=flow.protocol))
+    assert lab.reach(lab.outside, flow, UP[flow.family], 7010) == REFUSED
+
+
+def test_an_entry_moves_between_every_address_and_one(lab: Lab, a: Machine, flow: Flow) -> None:
+    first, second = UP[flow.family], UP_SECOND[flow.family]
+    everywhere = net_in(7010, protocol=flow.protocol)
+    one = net_in(7010, protocol=flow.protocol, host_ip=second)
+    for policy, reached in ((everywhere, "a "), (one, REFUSED), (everywhere, "a ")):
+        lab.policy(a, blue=policy)
+        assert lab.reach(lab.outside, flow, first, 7010).startswith(reached)
+        assert lab.reach(lab.outside, flow, second, 7010).startswith("a ")
+
+
+def test_an_entry_that_could_not_move_stays_where_it_was(lab: Lab, a: Machine, b: Machine, flow: Flow) -> None:
+    lab.policy(b, blue=net_in(7011, protocol=flow.protocol))
+    lab.policy(a, blue=net_in(7010, protocol=flow.protocol))
+    moved = [entry(7010, protocol=flow.protocol, host_ip=UP_SECOND[flow.family]), entry(7011, protocol=flow.protocol)]
+    assert lab.try_policy(a, blue={"net_in": moved}).status == 409
+    assert lab.reach(lab.outside, flow, UP[flow.family], 7010).startswith("a ")
+    with pytest.raises(OSError, match="Address already in use"):
+        bind(lab, 7010, flow)
+    assert "host_ip" not in mapped(lab, "a")[0]
+
+
+def test_a_stray_segment_does_not_make_the_host_reset_a_published_connection(lab: Lab, a: Machine) -> None:
+    """Connection tracking calls what is outside the window invalid: without translation it would reach the host."""
+    lab.policy(a, blue=net_in(7010))
+    with Talk(lab.outside.netns, Flow("tcp", 4), UP[4], 7010) as talk, Capture(lab.outside.netns) as capture:
+        [arp] = [one for one in lab.outside.netns.json("ip", "-j", "neigh") if one["dst"] == UP[4]]
+        [own] = lab.outside.netns.json("ip", "-j", "link", "show", "eth0")
+        stray = segment(OUTSIDE[4], UP[4], talk.port, 7010, flags=0x10)
+        send(lab.outside.netns, ethernet(arp["lladdr"], own["address"], IPV4, stray))
+        assert talk.say() == talk.first
+        seen = capture.until(lambda frame: b"a 192.0.2.2" in frame, PATIENCE_S)
+    resets = [frame for frame in seen if frame[12:14] == b"\x08\x00" and frame[23] == 6 and frame[47] & 0x04]
+    assert resets == []

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pytest_netns import Netns
 
 IPV4, ARP, IPV6, VLAN = 0x0800, 0x0806, 0x86DD, 0x8100
-ICMP, UDP, ICMPV6 = 1, 17, 58
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 _EVERYTHING = 3  # linux/if_ether.h: ETH_P_ALL
 _SHORTEST = 60  # of an Ethernet frame, without its checksum
@@ -69,6 +69,12 @@ def datagram(source: str, to: str, port: int, words: bytes) -> bytes:
     return packet(
         source, to, UDP, _summed(source, to, UDP, struct.pack(">HHHH", 9, port, 8 + len(words), 0) + words, 6)
     )
+
+
+def segment(source: str, to: str, from_port: int, to_port: int, *, flags: int) -> bytes:
+    """A TCP packet of nothing but flags (SYN 2, RST 4, ACK 16 …), with sequence numbers of no connection."""
+    head = struct.pack(">HHIIBBHHH", from_port, to_port, 0x12345678, 0x9ABCDEF0, 5 << 4, flags, 1024, 0, 0)
+    return packet(source, to, TCP, _summed(source, to, TCP, head, 16))
 
 
 def icmpv6(source: str, to: str, kind: int, body: bytes) -> bytes:

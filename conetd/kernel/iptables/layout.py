@@ -5,7 +5,7 @@ mangle   PREROUTING  > conetd-mark
 nat      PREROUTING, OUTPUT > conetd-pre: published ports;  POSTROUTING > conetd-post > conetd-m-<network>
 filter   FORWARD     > conetd-forward > conetd-f-<network> > conetd-e-<endpoint> (> conetd-n-<network>) > conetd-to
          conetd-to   > conetd-i-<endpoint>: what an endpoint lets in
-filter   INPUT       > conetd-input   > conetd-h-<network>
+filter   INPUT       > conetd-input  (> conetd-stray) > conetd-h-<network>
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class _Family:
         return table
 
     def _add_entrances(self, table: WantedTable) -> None:
-        table.add("conetd-input", ())
+        self._add_strays(table)
         table.add("conetd-forward", self._pack(*(Line("DROP", outgoing=link) for link in self.shut)))
         for link, key in self.interfaces.items():
             known = key in self.networks
@@ -246,6 +246,15 @@ class _Family:
         for link in self.interfaces:
             table.add("conetd-forward", self._pack(Line(TOWARDS, goto=True, outgoing=link)), self._owner(link))
         table.add("conetd-forward", self._pack(*(Line("DROP", incoming=link) for link in self.opened)))
+
+    def _add_strays(self, table: WantedTable) -> None:
+        # Translation passes a segment by that is outside its connection's window: the host would reset the connection.
+        table.add("conetd-input", ())
+        for _endpoint, policy, _network, parts in self.endpoints:
+            if parts.strays:
+                table.add("conetd-stray", parts.strays, identity(policy))
+        if "conetd-stray" in table.chains:
+            table.add("conetd-input", self._pack(Line("conetd-stray", matches=(entries.ctstate(entries.INVALID),))))
 
     def _add_towards(self, table: WantedTable) -> None:
         table.add(TOWARDS, self._pack(Line("ACCEPT", matches=(KNOWN_FLOW,))))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_network
 
 from conetd.kernel.iptables import entries
 from conetd.kernel.iptables.entries import Extension, Line, Masked, exactly, pack, within
 from conetd.kernel.iptables.translate import TOWARDS, comment, lines
-from conetd.model import ICMPV6, Icmp, IPNetwork, PortRange, Rule
+from conetd.model import ICMPV6, TCP, Icmp, IPNetwork, PortRange, Rule
 from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, PortMapping
 
 KNOWN_FLOW = entries.ctstate(entries.ESTABLISHED | entries.RELATED)
@@ -47,6 +47,7 @@ class EndpointParts:
     mapped_at: tuple[bytes, ...] = ()  # nat: mappings of one host address, which go before …
     mapped: tuple[bytes, ...] = ()  # nat: … mappings of all
     masqueraded: tuple[bytes, ...] = ()  # nat
+    strays: tuple[bytes, ...] = ()  # filter: to a mapped TCP port
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def endpoint_parts(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkF
         mapped_at=packed(*(line for host_ip, line in mappings if host_ip is not None)),
         mapped=packed(*(line for host_ip, line in mappings if host_ip is None)),
         masqueraded=packed(*(line for one in policy.ports for line in _masqueraded(one, family, handle))),
+        strays=packed(*(replace(line, target="DROP") for _, line in mappings if line.protocol == TCP)),
     )
 
 

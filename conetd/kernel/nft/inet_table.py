@@ -112,19 +112,27 @@ def _prerouting() -> tuple[Chain | BaseChain, ...]:
     )
 
 
-def _published(family: int) -> bytes:
+def _mapped(family: int) -> bytes:
+    """Go on only with what a mapping of every address means, whose target is then in register 0."""
     key = e.meta(e.L4PROTO) + e.destination_port(1)
+    return e.family_is(family) + key + e.lookup(f"published{family}", into=0)
+
+
+def _mapped_at(family: int) -> bytes:
+    """As `_mapped`, of one address."""
+    return e.family_is(family) + _destination_and_port(family) + e.lookup(f"published_at{family}", into=0)
+
+
+def _published(family: int) -> bytes:
     if family == 4:
         not_loopback = e.destination(4, 8) + e.masked(b"\xff\0\0\0", 8) + e.equal(b"\x7f\0\0\0", 8, negate=True)
     else:
         not_loopback = e.destination(6, 8) + e.equal(bytes(15) + b"\1", 8, negate=True)
-    found = e.lookup(f"published{family}", into=0) + not_loopback + e.destination_is_local()
-    return e.family_is(family) + key + found + e.dnat(family, 0, _words(family))
+    return _mapped(family) + not_loopback + e.destination_is_local() + e.dnat(family, 0, _words(family))
 
 
 def _published_at(family: int) -> bytes:
-    found = e.lookup(f"published_at{family}", into=0)
-    return e.family_is(family) + _destination_and_port(family) + found + e.dnat(family, 0, _words(family))
+    return _mapped_at(family) + e.dnat(family, 0, _words(family))
 
 
 def _nat() -> tuple[Chain | BaseChain, ...]:
@@ -246,8 +254,20 @@ def _input() -> tuple[Chain | BaseChain, ...]:
         ("host-prohibited", e.family_is(4) + e.reject_icmp(_HOST_PROHIBITED)),
         ("admin-prohibited", e.family_is(6) + e.reject_icmp(_ADMIN_PROHIBITED)),
     )
-    entry = rules(("from a container", interface("ours") + e.goto("to_host")))
-    return (Chain("to_host", to_host), BaseChain("filter", INPUT, _FILTER, Chain("input", entry)))
+    # Translation passes a segment by that is outside its connection's window: the host would reset the connection.
+    stray = rules(
+        *((f"to a port published on one address, IPv{family}", _mapped_at(family) + drop()) for family in _BOTH),
+        *((f"to a published port, IPv{family}", _mapped(family) + drop()) for family in _BOTH),
+    )
+    entry = rules(
+        ("of no flow, and no beginning of one", _state(e.CT_INVALID) + e.jump("stray")),
+        ("from a container", interface("ours") + e.goto("to_host")),
+    )
+    return (
+        Chain("to_host", to_host),
+        Chain("stray", stray),
+        BaseChain("filter", INPUT, _FILTER, Chain("input", entry)),
+    )
 
 
 def chains() -> tuple[Chain | BaseChain, ...]:
