@@ -11,6 +11,7 @@ from marshmallow import Schema, ValidationError
 from conetd.errors import Invalid
 
 _ABSENT = object()
+_OTHERS = 5  # further fields that a message names
 _SHOWN = 80  # characters of an offending value that a message repeats
 _UNKNOWN = "Unknown field."  # marshmallow's words, also those that follow
 _PLAINER = {"Not a valid mapping type.": "Not an object.", "Invalid input type.": "Not an object."}
@@ -20,14 +21,16 @@ def load(schema: Schema, document: Any, path: str = "", *, what: str = "document
     """Return what the schema makes of the document.
 
     Raises Invalid: `fields` maps the path of each offending field (`path` put before it, as in
-    `config.subnet` or `attach_to[1].ip`) to what is wrong, and the message names the first with its value.
+    `config.subnet` or `attach_to[1].ip`) to what is wrong, and the message names the first with its value,
+    and where else something is wrong.
     """
     try:
         return strict(schema).load(document)
     except ValidationError as err:
         fields = dict(_flatten(err.messages, path, document, path))
-        first, complaint = next(iter(fields.items()))
-        raise Invalid(f"{what}: {first or 'the whole'}: {complaint}", fields=fields) from err
+        (first, complaint), *others = fields.items()
+        more = f"; also wrong: {', '.join(name for name, _ in others[:_OTHERS])}" if others else ""
+        raise Invalid(f"{what}: {first or 'the whole'}: {complaint}{more}", fields=fields) from err
 
 
 def strict(schema: Schema) -> Schema:
