@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conetd import __version__, log, sdnotify
+from conetd import __version__, log, ports, sdnotify
 from conetd.settings import DEFAULT_GROUP, PortPool, Settings
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _warn_of_overlap(pool: PortPool) -> None:
     except (OSError, ValueError) as err:
         _LOG.warning("could not compare the port pool with the ephemeral ports", extra={"reason": str(err)})
         return
-    if pool.start <= last and pool.start + pool.size > first:
+    if ports.meets_ephemeral(ports.PortPool(pool.start, pool.size), first, last):
         _LOG.warning(
             "port_pool overlaps the ports the host's own connections use",
             extra={"port_pool": f"{pool.start}-{pool.start + pool.size - 1}", "ip_local_port_range": f"{first}-{last}"},

@@ -13,7 +13,7 @@ from conetd.kernel.kernel import Kernel
 from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch
 from conetd.kernel.work import Work
-from conetd.model import Attachment, IPNetwork
+from conetd.model import JSON, Attachment, IPNetwork
 from conetd.plan import Drift, NetworkFilter, Plan
 from conetd.reconcile.flows import Flows
 from conetd.reconcile.hostports import PortKeeper
@@ -50,7 +50,8 @@ class Core:
     """Used in `lane` alone, like `kernel`."""
     replaced: list[LiveNetwork] = field(default_factory=list)
     """Networks whose config the settings changed; what is left of them goes at the start."""
-    policy_changed: set[str] = field(default_factory=set)
+    new_defaults: dict[str, JSON] = field(default_factory=dict)
+    """Default policies that the settings changed, by network; they come into force at the start."""
     expected: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(handle, network) to the host's links of each attachment that stands."""
     rounds: int = 0

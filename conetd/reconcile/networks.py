@@ -222,9 +222,10 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
             core.replaced.append(core.networks.get(name))
         record = replace(wanted.record, declared=True, rev=rev)
     else:
-        record = replace(there, declared=True, default_policy=wanted.record.default_policy)
-        if encode(there.default_policy) != encode(record.default_policy):
-            core.policy_changed.add(name)
+        record = replace(there, declared=True)
+        if encode(there.default_policy) != encode(wanted.record.default_policy):
+            # It has to reach the containers, with ports and flows: done once the old state is recovered.
+            core.new_defaults[name] = wanted.record.default_policy
     core.database.write(lambda db: networks.put_network(db, record))
     core.networks.put(LiveNetwork(record, wanted.loaded, replace(wanted.network, uplink_mtu=record.uplink_mtu)))
 

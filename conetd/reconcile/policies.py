@@ -156,6 +156,22 @@ def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwor
     return after
 
 
+def replace_new_defaults(core: Core, *, foreign: bool) -> None:
+    """Bring the default policies that the settings changed into force, of planned or of foreign types.
+
+    What fails is logged; the old one stays in force then, and the next start tries again.
+    """
+    for name, document in list(core.new_defaults.items()):
+        live = core.networks.get(name)
+        if is_planned(live) is foreign:
+            continue
+        del core.new_defaults[name]
+        try:
+            replace_default(core, live, document)
+        except ConetError as err:
+            log.error("default policy of the settings refused", extra={"network": name, "error": err.message})
+
+
 def _change(
     core: Core,
     db: sqlite3.Connection,

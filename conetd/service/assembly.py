@@ -26,6 +26,7 @@ from conetd.reconcile.flows import Flows
 from conetd.reconcile.hostports import PortKeeper
 from conetd.reconcile.lanes import ForeignLane, Lane
 from conetd.reconcile.networks import declare, parse_network, undeclare_others
+from conetd.reconcile.policies import replace_new_defaults
 from conetd.reconcile.reaper import Reaper, Tools
 from conetd.reconcile.recover import recover
 from conetd.reconcile.state import Claims, Networks, Revisions
@@ -108,6 +109,7 @@ def _first(core: Core) -> None:
     log.info("filter", extra={"backend": chosen.name})
     _read_packet_log(core)
     recover(core)
+    replace_new_defaults(core, foreign=False)
     core.ports.release_unclaimed()
     _leave_old_filter(core, chosen.name)
 

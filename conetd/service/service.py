@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,7 @@ from conetd.reconcile.core import Core, is_planned
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
 from conetd.reconcile.lanes import Turnstile
 from conetd.reconcile.networks import create_network, delete_network, parse_network
-from conetd.reconcile.policies import check_documents, replace_default, replace_policies
+from conetd.reconcile.policies import check_documents, replace_default, replace_new_defaults, replace_policies
 from conetd.reconcile.repair import start_foreign
 from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
 from conetd.reconcile.wishes import Garden
@@ -47,6 +48,8 @@ class Service:
         self._off_lane = ThreadPoolExecutor(_OFF_LANE_THREADS, thread_name_prefix="off-lane")
         self._patrol = Patrol(self._core, self._submit_repair, self._submit_network)
         self._ready: Future[None] | None = None
+        self._ending = threading.Lock()  # a stop may come before the recovery is through
+        self._ended = False
 
     # Life
 
@@ -60,15 +63,23 @@ class Service:
         return self._ready
 
     def _go_on(self) -> None:
+        with self._ending:
+            if not self._ended:
+                self._begin_rounds()
+
+    def _begin_rounds(self) -> None:
         core = self._core
         foreign = {live.record.name for live in core.networks.all() if not is_planned(live)}
         for name in sorted(foreign | {live.record.name for live in core.replaced}):
             type_ = core.networks.get(name).record.type
             self._turns.enter(("networks", type_), partial(self._off_lane.submit, start_foreign, core, name))
+        self._off_lane.submit(replace_new_defaults, core, foreign=True)
         self._patrol.start()
 
     def stop(self) -> None:
         """Finish what was asked for and refuse what comes now. All container networking stays in place."""
+        with self._ending:
+            self._ended = True
         self._patrol.stop()
         self._off_lane.shutdown(wait=True)
         end(self._core)

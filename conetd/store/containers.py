@@ -250,12 +250,6 @@ def replace_policies(db: sqlite3.Connection, handle: str, documents: Mapping[str
         put_policy(db, handle, network, "client", document)
 
 
-def policies_naming(db: sqlite3.Connection, network: str) -> list[str]:
-    """The handles of the containers that have a policy of their own for the network."""
-    rows = db.execute("SELECT DISTINCT handle FROM policies WHERE network = ? ORDER BY handle", (network,))
-    return [handle for (handle,) in rows]
-
-
 def delete_policies_naming(db: sqlite3.Connection, network: str) -> None:
     """Delete every container's policy for the network."""
     db.execute("DELETE FROM policies WHERE network = ?", (network,))

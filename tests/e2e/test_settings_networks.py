@@ -277,3 +277,24 @@ def test_sigterm_lets_the_ups_that_run_end_and_answers_them(world: World) -> Non
     up = [one["handle"] for one in daemon.get("/containers").body if one["state"] == "up"]
     assert len(up) == len(answers)
     assert all(one["as_wanted"] for body in daemon.get("/containers").body for one in body["attachments"])
+
+
+def test_a_changed_default_policy_publishes_and_withdraws_ports(world: World) -> None:
+    daemon, web = world.daemon, world.container("publisher")
+    daemon.stop()
+    daemon.settings += '\n[[networks]]\nname = "ports"\ntype = "bridge"\nconfig = { subnet = "10.77.0.0/24" }\n'
+    daemon.start()
+    daemon.bring_up("publisher", web, "ports")
+    before = daemon.settings
+    daemon.stop()
+    daemon.settings += "default_policy = { net_in = [{ host_port = 7777, container_port = 80 }] }\n"
+    daemon.start()
+    [attachment] = daemon.get("/containers/publisher").body["attachments"]
+    assert [port["host_port"] for port in attachment["mapped_ports"]] == [7777]
+    with serving(web, 80):
+        assert ask(world.outside, "192.0.2.1", 7777).startswith("hello")
+    daemon.stop()
+    daemon.settings = before
+    daemon.start()
+    assert daemon.get("/containers/publisher").body["attachments"][0]["mapped_ports"] == []
+    assert ask(world.outside, "192.0.2.1", 7777) == "refused"
