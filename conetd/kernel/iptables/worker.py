@@ -46,12 +46,15 @@ class Tables4And6:
     def __init__(self) -> None:
         self._open: dict[tuple[int, str], LegacyTable] = {}
 
-    def apply(self, wanted: Tables) -> tuple[list[Difference], Glance]:
-        """Make the tables as wanted, what closes before what opens; return what was not so before."""
+    def apply(self, wanted: Tables, closing: bool = True) -> tuple[list[Difference], Glance]:
+        """Make the tables as wanted, what closes before what opens; return what was not so before.
+
+        Without `closing` no way is closed before the rest goes: for handing over to another backend.
+        """
         with _locked():
             tables = self._read(wanted)
             differences = list(_differences(tables, wanted))
-            for name in _CLOSING:
+            for name in _CLOSING if closing else ():
                 for key in _of(name, tables):
                     tables[key].close(wanted[key][0])
             for name in _OPENING:
