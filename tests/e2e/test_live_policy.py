@@ -264,11 +264,17 @@ def test_a_mapping_taken_back_ends_its_flows(lab: Lab, a: Machine, flow: Flow, t
 # Swaps under a stream
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one-rule", "many-rules"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_swap_leaves_no_moment_with_neither_policy(lab: Lab, a: Machine, family: int) -> None:
+def test_a_swap_leaves_no_moment_with_neither_policy(lab: Lab, a: Machine, family: int, many: bool) -> None:
     opened, closed = OUTSIDE[family], DENIED[family]
-    one = {"deny_networks": EVERYTHING, "net_out": [{"networks": [{"start": opened}]}]}
-    other = {"deny_networks": only(closed), "net_out": [{"protocol": "udp", "networks": [{"start": opened}]}]}
+    # many become sets in the kernel, which are another matter than single comparisons
+    more = [{"start": f"2001:db8:77::{n:x}" if family == 6 else f"203.0.113.{n}"} for n in range(0, 100 * many, 2)]
+    one = {"deny_networks": EVERYTHING, "net_out": [{"networks": [*more, {"start": opened}]}]}
+    ports = {"protocol": "udp", "ports": [{"start": 9, "end": 9}, {"start": SINK, "end": SINK + 5}]}
+    networks = [{"start": opened}, *more[: len(more) // 2]]
+    denied = [*only(closed), *(text for n in more for text in only(n["start"]))]
+    other = {"deny_networks": denied, "net_out": [{"networks": networks} | ports]}
     lab.policy(a, blue=one)
     with Stream(lab, a, opened) as passes, Stream(lab, a, closed) as stopped:
         for policy in itertools.islice(itertools.cycle((other, one)), SWAPS):
@@ -276,6 +282,22 @@ def test_a_swap_leaves_no_moment_with_neither_policy(lab: Lab, a: Machine, famil
         assert passes.sent > SWAPS
         assert stopped.sent > SWAPS
         assert passes.arrived() == passes.sent
+        assert stopped.arrived() == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_others_do_costs_nobody_a_packet(lab: Lab, a: Machine, b: Machine, family: int) -> None:
+    closed = {"start": DENIED[family]}
+    lab.policy(a, blue={"deny_networks": EVERYTHING, "net_out": [{"networks": [{"start": OUTSIDE[family]}]}]})
+    with Stream(lab, a, OUTSIDE[family]) as passes, Stream(lab, a, DENIED[family]) as stopped:
+        for number in range(3):
+            lab.daemon.network("brief", subnet="10.90.0.0/24", subnet6="fd00:90::/64", isolated=bool(number % 2))
+            guest = lab.container(f"guest{number}", "blue", "brief")
+            lab.policy(guest, blue={"net_in": [{"host_port": 0}], "net_out": [{"networks": [closed]}]})
+            lab.policy(b, blue={"deny_networks": only(OUTSIDE[family])} if number % 2 else {})
+            lab.remove(guest)
+            assert lab.daemon.delete("/networks/brief").status == 204
+        assert passes.arrived() == passes.sent > 50
         assert stopped.arrived() == 0
 
 
