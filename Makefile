@@ -11,8 +11,9 @@ help:
 setup:
 	@tools/setup.sh
 
+# Real packets on a machine that others use as well: what fails is asked once more, and said.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --reruns 1
 
 lint: setup
 	$(BIN)/ruff format --check

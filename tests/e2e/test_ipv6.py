@@ -161,8 +161,8 @@ def test_a_container_on_both_kinds_of_network_speaks_ipv6_by_the_one_that_has_it
 
 def test_neighbours_and_gateway_are_pinged(lab: Lab, guests: Any) -> None:
     one, other = guests("local6"), guests("local6")
-    assert echoes(one.netns, 6, other.addresses[6])
-    assert echoes(lab.host.netns, 6, one.addresses[6])
+    eventually(lambda: echoes(one.netns, 6, other.addresses[6]), "the neighbour answers")
+    eventually(lambda: echoes(lab.host.netns, 6, one.addresses[6]), "the container answers its gateway")
 
 
 def test_a_router_advertisement_by_a_neighbour_changes_no_routes(lab: Lab, guests: Any) -> None:
