@@ -15,6 +15,7 @@ Kind = Literal["ports", "plain", "rule"]
 
 _ANY_ADDRESS: dict[int, tuple[Span, ...]] = {4: ((0, 2**32 - 1),), 6: ((0, 2**128 - 1),)}
 _ANY_PROTOCOL = (0, 255)
+_COMPARED = 64  # rules; with more it is taken for granted that one of them meets a rule that logs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ def compile_rules(rules: Sequence[Rule], family: int) -> tuple[RuleGroup, ...]:
     """Return groups of which the first that matches gives each packet of the family (4, 6) the rules' verdict.
 
     Consecutive rules of one verdict are a union, so they are merged, cut and sorted, and what others cover is left
-    out; those that log come first among them, one group each and in their order. No group and no rule: no verdict.
+    out. A rule that logs is a group of its own. It logs what no rule before it matches: those before it that may match
+    the same come first, the others after it, so that few rules that log leave few groups. No group and no rule: no
+    verdict.
     """
     return _compile(tuple(rules), family)
 
@@ -58,23 +61,54 @@ def concerns(rule: Rule, family: int) -> bool:
 def _compile(rules: tuple[Rule, ...], family: int) -> tuple[RuleGroup, ...]:
     found: list[RuleGroup] = []
     for verdict, run in groupby(rules, key=lambda rule: rule.verdict):
-        found += _union(verdict, [rule for rule in run if concerns(rule, family)], family)
+        silent: list[Rule] = []  # no group yet
+        for rule in run:
+            if not concerns(rule, family):
+                continue
+            if not rule.log:
+                silent.append(rule)
+                continue
+            if len(silent) > _COMPARED or any(_meet(one, rule) for one in silent):
+                found += _union(verdict, silent, family)
+                silent = []
+            narrowed = _narrow(rule, family)
+            if narrowed is not None:
+                found.append(RuleGroup(verdict, True, rule.origin, "rule", rule=narrowed))
+        found += _union(verdict, silent, family)
     return tuple(found)
 
 
+def _meet(one: Rule, other: Rule) -> bool:
+    """Whether a packet may match both. May say so when none can."""
+    if None not in (one.protocol, other.protocol) and one.protocol != other.protocol:
+        return False
+    if one.ports and other.ports and not _overlap(one.ports, other.ports):
+        return False
+    if one.icmp and other.icmp and one.icmp.type != other.icmp.type:
+        return False
+    return not (one.destinations and other.destinations) or any(
+        mine.family == theirs.family and int(mine.first) <= int(theirs.last) and int(theirs.first) <= int(mine.last)
+        for mine in one.destinations
+        for theirs in other.destinations
+    )
+
+
+def _overlap(some: Sequence[PortRange], others: Sequence[PortRange]) -> bool:
+    return any(one.first <= other.last and other.first <= one.last for one in some for other in others)
+
+
 def _union(verdict: Verdict, rules: Sequence[Rule], family: int) -> list[RuleGroup]:
-    logging: list[RuleGroup] = []
+    """The groups of rules that do not log."""
     single: list[RuleGroup] = []
     plain: dict[Span, list[Span]] = {}
     rectangles: dict[int, list[Rectangle]] = {}
     plain_origins: list[str] = []
     port_origins: list[str] = []
     for rule in rules:
-        if rule.log or rule.sources or rule.icmp is not None or rule.mark is not None:
+        if rule.sources or rule.icmp is not None or rule.mark is not None:
             narrowed = _narrow(rule, family)
             if narrowed is not None:
-                group = RuleGroup(verdict, rule.log, rule.origin, "rule", rule=narrowed)
-                (logging if rule.log else single).append(group)
+                single.append(RuleGroup(verdict, False, rule.origin, "rule", rule=narrowed))
             continue
         addresses = _addresses(rule.destinations, family)
         if rule.ports:
@@ -94,7 +128,7 @@ def _union(verdict: Verdict, rules: Sequence[Rule], family: int) -> list[RuleGro
     ports = _port_groups(rectangles, anything, merged)
     merged[_ANY_PROTOCOL] = anything
     boxes = tuple(Box(*protocol, *span) for protocol, spans in sorted(merged.items()) for span in spans)
-    groups = logging + [RuleGroup(verdict, False, _span(port_origins), "ports", one) for one in ports]
+    groups = [RuleGroup(verdict, False, _span(port_origins), "ports", one) for one in ports]
     if boxes:
         groups.append(RuleGroup(verdict, False, _span(plain_origins), "plain", boxes))
     return groups + single

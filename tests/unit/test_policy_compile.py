@@ -135,12 +135,37 @@ def test_a_change_of_verdict_starts_a_new_group() -> None:
     assert found == [Verdict.ACCEPT, Verdict.REJECT, Verdict.ACCEPT]
 
 
-def test_rules_that_log_stand_first_among_their_verdict_in_their_order() -> None:
-    given_rules = [rule("10.0.0.0/8", origin="a"), rule(log=True, origin="b"), rule(None, UDP, log=True, origin="c")]
+@settings(max_examples=400)
+@given(st.lists(rules(), max_size=12), st.lists(packets(), min_size=1, max_size=20))
+def test_what_is_logged_is_decided_by_the_first_rule_that_matches(
+    given_rules: list[Rule], given_packets: list[Packet]
+) -> None:
+    for packet in given_packets:
+        wanted = judge(given_rules, packet)
+        groups = compile_rules(given_rules, packet.family)
+        found = next((group for group in groups if in_group(group, packet)), None)
+
+        assert (found is not None and found.log) == (wanted is not None and wanted.log)
+
+
+def test_rules_that_log_stand_before_those_that_have_nothing_in_common_with_them() -> None:
+    given_rules = [
+        rule("10.0.0.0/8", origin="a"),
+        rule("11.0.0.0/8", log=True, origin="b"),
+        rule(None, UDP, log=True, origin="c"),
+        rule("10.1.0.0/16", log=True, origin="d"),
+        rule("12.0.0.0/8", origin="e"),
+    ]
 
     found = [(group.origin, group.log) for group in compile_rules(given_rules, 4)]
 
-    assert found == [("b", True), ("c", True), ("a", False)]
+    assert found == [("b", True), ("c", True), ("a", False), ("d", True), ("e", False)]
+
+
+def test_with_many_rules_before_it_a_rule_that_logs_is_not_compared_with_each() -> None:
+    given_rules = [rule(f"10.0.{number}.0/24", origin="many") for number in range(65)] + [rule("11.0.0.0/8", log=True)]
+
+    assert [group.log for group in compile_rules(given_rules, 4)] == [False, True]
 
 
 def test_ports_of_a_destination_that_is_open_anyway_are_left_out() -> None:
