@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from conetd.api.bodies import BODY_MAX, parse_object
-from conetd.api.errors import TooLarge
+from conetd.api.errors import BadRequest, TooLarge
 from conetd.model import JSON, check_handle
 
 T = TypeVar("T")
 # Parsing holds the event loop for about 10 ns a byte; longer bodies are parsed beside it.
 _PARSED_AT_ONCE = 128 << 10  # bytes
+_CALL_MOST = 255  # characters
 
 
-async def read(reads: Executor, function: Callable[..., T], *args: str) -> T:
+async def read(reads: Executor, function: Callable[..., T], *args: Any) -> T:
     """What the function returns, called on one of the threads for reading."""
     return await asyncio.get_running_loop().run_in_executor(reads, function, *args)
 
@@ -33,15 +34,28 @@ async def body_object(request: web.Request, reads: Executor) -> JSON:
 
     Raises TooLarge, MalformedJson, Invalid.
     """
+    return await body_as(request, reads, parse_object)
+
+
+async def body_as(request: web.Request, reads: Executor, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of the request's body; a long one is parsed beside the event loop. Raises TooLarge."""
     # Told by the header, the refusal need not wait for the rest; without one `read` counts.
     if request.content_length is not None and request.content_length > BODY_MAX:
         raise TooLarge(f"the body of {request.content_length} bytes is larger than the {BODY_MAX} allowed")
     body = await request.read()
     if len(body) > _PARSED_AT_ONCE:
-        return await asyncio.get_running_loop().run_in_executor(reads, parse_object, body)
-    return parse_object(body)
+        return await asyncio.get_running_loop().run_in_executor(reads, parse, body)
+    return parse(body)
 
 
 def handle_of(request: web.Request) -> str:
     """The handle in the request's path, percent-decoded once. Raises Invalid."""
     return check_handle(request.match_info["handle"])
+
+
+def call_of(request: web.Request) -> str | None:
+    """How the caller names this one request, so that asking again does nothing twice. Raises BadRequest."""
+    name = request.headers.get("Idempotency-Key")
+    if name is not None and not 1 <= len(name) <= _CALL_MOST:
+        raise BadRequest(f"Idempotency-Key has 1 to {_CALL_MOST} characters, not {len(name)}")
+    return name

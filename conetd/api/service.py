@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from conetd.garden.wire import NetIn, NetOutRule
 from conetd.model import JSON
 
 
@@ -24,6 +26,11 @@ class Service(Protocol):
     def status(self) -> tuple[bool, JSON]:
         """Whether all is as wanted, and what is not."""
 
+    def info(self, handle: str) -> JSON: ...
+    def bulk_info(self, handles: Sequence[str]) -> JSON: ...
+    def metrics(self, handle: str) -> JSON: ...
+    def bulk_metrics(self, handles: Sequence[str]) -> JSON: ...
+
     def create_network(self, document: Any) -> Future[tuple[bool, JSON]]:
         """True: created; False: the same network was there."""
 
@@ -36,4 +43,9 @@ class Service(Protocol):
     def forget(self, handle: str) -> Future[None]: ...
     def replace_policy(self, handle: str, document: Any) -> Future[JSON]: ...
     def up(self, handle: str, body: Any) -> Future[JSON]: ...
+
+    def net_in(self, handle: str, asked: NetIn, call: str | None) -> Future[JSON]:
+        """`call` names the request: under one name it is done once."""
+
+    def net_out(self, handle: str, rules: Sequence[NetOutRule], *, bulk: bool) -> Future[None]: ...
     def down(self, handle: str) -> Future[JSON]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,7 +94,7 @@ def replace_policies(core: Core, handle: str, normalised: Mapping[str, JSON]) ->
             before = own[record.network][1] if record.network in own else live.record.default_policy
             after = normalised.get(record.network, live.record.default_policy)
             if before != after or record.rev != record.applied_rev:
-                changes.append(_change(core, db, container, live, record, after))
+                changes.append(new_change(core, db, container, live, record, after))
     except BaseException:
         _take_back(core, changes)
         raise
@@ -105,7 +105,7 @@ def replace_policies(core: Core, handle: str, normalised: Mapping[str, JSON]) ->
         containers.delete_if_unwanted(db, handle)
         write_changes(db, changes)
 
-    core.database.write(write)
+    commit(core, changes, write)
     failures = apply(core, changes)
     took_ms = round((time.monotonic() - started) * 1000, 1)
     log.info("policy", extra={"handle": handle, "network": ",".join(normalised), "ms": took_ms})
@@ -133,7 +133,7 @@ def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwor
             if attachment.leaving or live.record.name in own.get(attachment.handle, {}):
                 continue
             container = containers.container(db, attachment.handle) or ContainerRecord(attachment.handle)
-            changes.append(_change(core, db, container, after, attachment, normalised))
+            changes.append(new_change(core, db, container, after, attachment, normalised))
     except BaseException:
         _take_back(core, changes)
         raise
@@ -142,7 +142,7 @@ def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwor
         networks.put_network(db, record)
         write_changes(db, changes)
 
-    core.database.write(write)
+    commit(core, changes, write)
     core.networks.put(after)
     failures = apply(core, changes)
     took_ms = round((time.monotonic() - started) * 1000, 1)
@@ -172,7 +172,7 @@ def replace_new_defaults(core: Core, *, foreign: bool) -> None:
             log.error("default policy of the settings refused", extra={"network": name, "error": err.message})
 
 
-def _change(
+def new_change(
     core: Core,
     db: sqlite3.Connection,
     container: ContainerRecord,
@@ -180,6 +180,10 @@ def _change(
     record: AttachmentRecord,
     document: JSON,
 ) -> Change:
+    """The document as the wish for one attachment, its ports bound beside those that are held already.
+
+    Raises Invalid, and Conflict and Exhausted for a port; then nothing is held that was not before.
+    """
     policy = core.networks.policy(live, document, f"networks.{record.network}")
     requests = core.ask(live.loaded, "port_requests", lambda: live.loaded.driver.port_requests(policy))
     old = containers.host_ports(db, record.handle, record.network)
@@ -191,6 +195,15 @@ def _change(
 def _take_back(core: Core, changes: Sequence[Change]) -> None:
     for one in changes:
         core.ports.keep_only(*one.key, [port.port for port in one.old_ports])
+
+
+def commit(core: Core, changes: Sequence[Change], write: Callable[[sqlite3.Connection], None]) -> None:
+    """Commit the wishes durably. If that fails, the ports that were bound for them are given back."""
+    try:
+        core.database.write(write)
+    except BaseException:
+        _take_back(core, changes)
+        raise
 
 
 def write_changes(db: sqlite3.Connection, changes: Sequence[Change]) -> None:

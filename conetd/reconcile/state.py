@@ -12,7 +12,7 @@ from typing import Any
 from conetd.documents import load
 from conetd.driver import Driver
 from conetd.errors import Conflict, Invalid, NotFound
-from conetd.model import JSON, Attachment, Network
+from conetd.model import JSON, Attachment, Lease, Network
 from conetd.registry import Loaded
 from conetd.store import AttachmentRecord, HostPortRecord, NetworkRecord, encode
 
@@ -154,6 +154,16 @@ class Revisions:
     def next(self) -> int:
         """A number larger than all before."""
         return next(self._counter)
+
+
+def takes_garden(live: LiveNetwork) -> bool:
+    """Whether the network's policies can hold what Garden's NetIn and NetOut say."""
+    return "garden" in live.loaded.driver.capabilities
+
+
+def has_ipv6(lease: Lease) -> bool:
+    """Whether an attachment has IPv6, by what it holds: an address, or a gateway."""
+    return 6 in lease.gateways or any(claim.startswith("ip:") and ":" in claim[3:] for claim in lease.claims)
 
 
 def attachment_value(

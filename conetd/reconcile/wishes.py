@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from conetd.errors import Conflict, Invalid
+from conetd.garden.rules import net_in_entries, net_out_entries
+from conetd.garden.wire import NetIn, NetOutRule
 from conetd.model import JSON, Attachment, Lease, Requested
 from conetd.plan import PortMapping
 from conetd.reconcile.core import Core
 from conetd.reconcile.joins import choose_default_routes, name_interfaces
-from conetd.reconcile.state import LiveNetwork, attachment_value
+from conetd.reconcile.policies import normalise
+from conetd.reconcile.state import LiveNetwork, attachment_value, has_ipv6, takes_garden
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, Join, containers
 
 _ALLOCATE_TRIES = 100  # another attachment can be quicker that often before we give up
@@ -39,23 +42,23 @@ class Wish:
 class Garden:
     """What the engine brings along in Garden's words for this life alone, and on which network it was placed."""
 
-    net_in: Sequence[JSON] = ()
-    net_out: Sequence[JSON] = ()
+    net_in: Sequence[NetIn] = ()
+    net_out: Sequence[NetOutRule] = ()
     placed: tuple[str, JSON] | None = None
 
-    def place(self, live: LiveNetwork, document: JSON) -> JSON:
-        """The document with what was brought along, on the first network whose policy can hold it."""
-        if not (self.net_in or self.net_out) or self.placed is not None:
+    def place(self, core: Core, live: LiveNetwork, lease: Lease, document: JSON) -> JSON:
+        """The document with what was brought along, on the first network whose policy can hold it. Raises Invalid."""
+        if not (self.net_in or self.net_out) or self.placed is not None or not takes_garden(live):
             return document
-        if "garden" not in live.loaded.driver.capabilities:
-            return document
+        net_out = net_out_entries(self.net_out, ipv6=has_ipv6(lease), path="netout_rules")
         grown = {
             **document,
-            "net_in": [*document.get("net_in", ()), *self.net_in],
-            "net_out": [*document.get("net_out", ()), *self.net_out],
+            "net_in": [*document.get("net_in", ()), *net_in_entries(self.net_in, "netin")],
+            "net_out": [*net_out, *document.get("net_out", ())],
         }
-        self.placed = (live.record.name, grown)
-        return grown
+        normalised = normalise(core, live, grown, "")
+        self.placed = (live.record.name, normalised)
+        return normalised
 
 
 def new_wishes(
@@ -92,7 +95,7 @@ def new_wishes(
                 continue
             document = own[record.network][1] if record.network in own else live.record.default_policy
             if garden is not None:
-                document = garden.place(live, document)
+                document = garden.place(core, live, record.lease, document)
             made.append(_wish(core, db, container, live, replace(record, rev=core.revisions.next()), document, old))
     except BaseException:
         for wish in made:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from conetd.documents import load, strict
 from conetd.errors import Invalid
+from conetd.garden.gojson import DecodeError, Path, of_python
+from conetd.garden.wire import NetIn, NetOutRule, net_ins, net_out_rules
 from conetd.model import JSON, is_interface_name
 from conetd.model.names import NETWORK_NAME
 from conetd.reconcile.configure import Config
 from conetd.store import Join
 
+T = TypeVar("T")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _LABEL_MOST = 255  # characters of a label's name or value
 
@@ -128,8 +131,10 @@ class UpRequest:
 
     pid: int
     properties: Mapping[str, str]
-    net_in: tuple[JSON, ...] = ()
-    net_out: tuple[JSON, ...] = ()
+    net_in: tuple[NetIn, ...] = ()
+    net_out: tuple[NetOutRule, ...] = ()
+    plugin: bool = False
+    """It is Guardian that asks, as of its network plugin."""
 
 
 def network(document: Any, path: str = "") -> JSON:
@@ -165,8 +170,9 @@ def up_request(document: Any) -> UpRequest:
     return UpRequest(
         pid,
         _properties(document),
-        _objects(document, "netin"),
-        _objects(document, "netout_rules"),
+        _decoded(document, "netin", net_ins),
+        _decoded(document, "netout_rules", net_out_rules),
+        plugin=name == "Pid",
     )
 
 
@@ -178,8 +184,10 @@ def _properties(document: Mapping[str, Any]) -> dict[str, str]:
     return dict(properties)
 
 
-def _objects(document: Mapping[str, Any], name: str) -> tuple[JSON, ...]:
-    entries = document.get(name) or []
-    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise Invalid(f"{name} must be a list of objects", fields={name: "must be a list of objects"})
-    return tuple(entries)
+def _decoded(document: Mapping[str, Any], name: str, decode: Callable[[Any, Any, Path], T]) -> T:
+    """A list in Garden's words, read as Garden reads it. Raises Invalid."""
+    try:
+        return decode(of_python(document.get(name)), None, (name,))
+    except DecodeError as err:
+        path, complaint = next(iter(err.fields.items()))
+        raise Invalid(f"{path} {complaint}", fields=err.fields) from err

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 from conetd.errors import ConetError, DriverError
+from conetd.garden.wire import NetIn, NetOutRule
 from conetd.kernel.process import ProcessId, alive
 from conetd.model import JSON, check_handle
 from conetd.reconcile.configure import configure, forget
 from conetd.reconcile.core import Core, is_planned
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
+from conetd.reconcile.garden import Edit, Prepared, net_in, net_out, prepare, with_net_in, with_net_out
 from conetd.reconcile.lanes import Turnstile
 from conetd.reconcile.networks import create_network, delete_network, parse_network
 from conetd.reconcile.policies import check_documents, replace_default, replace_new_defaults, replace_policies
 from conetd.reconcile.repair import start_foreign
 from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
 from conetd.reconcile.wishes import Garden
-from conetd.service import documents, views
+from conetd.service import documents, garden, views
 from conetd.service.assembly import assemble, begin, end, uplink_mtu
 from conetd.service.patrol import Patrol
 from conetd.service.status import status
@@ -116,6 +118,22 @@ class Service:
         """Whether all is as wanted, and what is not."""
         return status(self._core, self._ready)
 
+    def info(self, handle: str) -> JSON:
+        """Garden's ContainerInfo. Raises UnknownHandle."""
+        return garden.info(self._core, handle)
+
+    def bulk_info(self, handles: Sequence[str]) -> JSON:
+        """The same of many: handle to `Info` and `Err`."""
+        return garden.bulk_info(self._core, handles)
+
+    def metrics(self, handle: str) -> JSON:
+        """Garden's Metrics, as far as the network goes. Raises UnknownHandle, and KernelError when it cannot count."""
+        return garden.metrics(self._core, handle)
+
+    def bulk_metrics(self, handles: Sequence[str]) -> JSON:
+        """The same of many: handle to `Metrics` and `Err`."""
+        return garden.bulk_metrics(self._core, handles)
+
     # Changes
 
     def create_network(self, document: Any) -> Future[tuple[bool, JSON]]:
@@ -194,7 +212,29 @@ class Service:
                 return self._off_lane.submit(bring_up_mixed, self._core, job)
             return self._core.lane.group(self._bring_up, job)
 
-        return self._turn(handle, start)
+        answered = self._turn(handle, start)
+        return _map(answered, partial(garden.plugin_up, self._core)) if asked.plugin else answered
+
+    def net_in(self, handle: str, asked: NetIn, call: str | None = None) -> Future[JSON]:
+        """Garden's NetIn; answers its two ports when the kernel holds the mapping. `call` names the request, so that
+        asking again answers the same. Raises UnknownHandle, Conflict naming the port's holder, Exhausted.
+        """
+
+        def work(prepared: Prepared) -> JSON:
+            return net_in(self._core, handle, asked, prepared, call)
+
+        return self._garden(handle, with_net_in(self._core, asked), work)
+
+    def net_out(self, handle: str, rules: Sequence[NetOutRule], *, bulk: bool) -> Future[None]:
+        """Garden's NetOut, or with `bulk` its BulkNetOut; answers when the kernel holds the rules, all or none.
+
+        Raises UnknownHandle, Invalid for the first rule that Garden would refuse.
+        """
+
+        def work(prepared: Prepared) -> None:
+            net_out(self._core, handle, rules, prepared, bulk=bulk)
+
+        return self._garden(handle, with_net_out(rules, bulk=bulk), work)
 
     def down(self, handle: str) -> Future[JSON]:
         """Take a container down. An unknown handle is down already."""
@@ -208,6 +248,16 @@ class Service:
         return self._turn(handle, start)
 
     # Turns and places
+
+    def _garden(self, handle: str, edit: Edit, work: Callable[[Prepared], T]) -> Future[T]:
+        """Change a policy as Garden asks: the long document is checked beside the lane, in the container's turn."""
+
+        def start() -> Future[T]:
+            prepared = self._off_lane.submit(prepare, self._core, handle, edit)
+            foreign = self._touches_foreign(handle, ())
+            return _then(prepared, lambda ready: self._place(foreign, partial(work, ready)))
+
+        return self._turn(handle, start)
 
     def _bring_up(self, jobs: list[UpJob]) -> list[JSON | BaseException]:
         return bring_up(self._core, jobs)
@@ -261,6 +311,17 @@ class Service:
             self._turn(handle, start)
         except ConetError:
             log.debug("stopping; the next start finds that the process has ended", extra={"handle": handle})
+
+
+def _map(first: Future[S], function: Callable[[S], T]) -> Future[T]:
+    """What the function makes of the result of `first`; or the error of `first`."""
+
+    def apply(result: S) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(function(result))
+        return done
+
+    return _then(first, apply)
 
 
 def _then(first: Future[S], start: Callable[[S], Future[T]]) -> Future[T]:

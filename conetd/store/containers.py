@@ -71,6 +71,7 @@ def end_life(db: sqlite3.Connection, handle: str) -> None:
         (handle,),
     )
     db.execute("DELETE FROM policies WHERE handle = ? AND origin = 'garden'", (handle,))
+    db.execute("DELETE FROM garden_answers WHERE handle = ?", (handle,))
 
 
 def delete_container(db: sqlite3.Connection, handle: str) -> None:
@@ -241,6 +242,27 @@ def put_policy(db: sqlite3.Connection, handle: str, network: str, origin: str, d
         " ON CONFLICT (handle, network, origin) DO UPDATE SET document = excluded.document",
         (handle, network, origin, encode(document)),
     )
+
+
+def delete_policy(db: sqlite3.Connection, handle: str, network: str, origin: str) -> None:
+    """Delete one policy of the container, if it is there."""
+    db.execute("DELETE FROM policies WHERE handle = ? AND network = ? AND origin = ?", (handle, network, origin))
+
+
+def garden_answer(db: sqlite3.Connection, handle: str, call: str) -> JSON | None:
+    """What was answered to this call, or None."""
+    row = db.execute("SELECT answer FROM garden_answers WHERE handle = ? AND call = ?", (handle, call)).fetchone()
+    return None if row is None else dict(json.loads(row[0]))
+
+
+def put_garden_answer(db: sqlite3.Connection, handle: str, call: str, answer: JSON) -> None:
+    """Keep what is answered to this call, for the length of the container's life."""
+    db.execute("INSERT OR REPLACE INTO garden_answers VALUES (?, ?, ?)", (handle, call, encode(answer)))
+
+
+def delete_garden_answer(db: sqlite3.Connection, handle: str, call: str) -> None:
+    """Forget an answer that does not hold."""
+    db.execute("DELETE FROM garden_answers WHERE handle = ? AND call = ?", (handle, call))
 
 
 def replace_policies(db: sqlite3.Connection, handle: str, documents: Mapping[str, JSON]) -> None:

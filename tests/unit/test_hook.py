@@ -290,7 +290,10 @@ def test_the_environment_names_the_socket_where_no_flag_does(path: Path, serve: 
         (["--handle", "h"], "--handle and --action are needed"),
         (["--handle", "h", "--action"], "--action needs a value"),
         (["--handle=", "--action", "up"], "--handle needs a value"),
-        (["--handle", "h", "--action", "sideways"], "--action is up or down, not 'sideways'"),
+        (
+            ["--handle", "h", "--action", "sideways"],
+            "--action is up, down, net-in, net-out or bulk-net-out, not 'sideways'",
+        ),
         (["--handle", "h", "--action", "up", "--colour", "red"], "'--colour' is not known"),
         (["--handle", "h", "--action", "up", "--timeout", "soon"], "--timeout takes seconds, more than 0, not 'soon'"),
         (["--handle", "h", "--action", "up", "--timeout", "0"], "--timeout takes seconds, more than 0, not '0'"),

@@ -1,0 +1,213 @@
+"""How Garden's NetIn and NetOut change the policy of a container that is up: one document, one commit, one transaction.
+
+There is no networking in here: what Garden asks for becomes entries of the policy of the container's first network
+whose driver declares the capability `garden`. The first change copies the policy then in force; the copy lasts as long
+as the container's life, or until a client puts a policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from conetd.errors import ConetError, Conflict, Exhausted, Invalid
+from conetd.garden.answers import UnknownHandle, net_in_response
+from conetd.garden.rules import net_in_entry, net_out_entries
+from conetd.garden.wire import NetIn, NetOutRule
+from conetd.model import JSON, PROTOCOL_NAMES, TCP, PortRequest
+from conetd.ports import overlaps
+from conetd.reconcile.core import Core
+from conetd.reconcile.policies import Change, apply, commit, new_change, normalise, write_changes
+from conetd.reconcile.state import LiveNetwork, has_ipv6, takes_garden
+from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers
+
+log = logging.getLogger(__name__)
+_ORIGIN = "garden"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The attachment whose policy changes, and the document in force for it with where that came from."""
+
+    container: ContainerRecord
+    live: LiveNetwork
+    record: AttachmentRecord
+    document: JSON
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A document that was checked while the lane could do something else, and what it was made of."""
+
+    target: Target
+    normalised: JSON
+
+
+Edit = Callable[[Target], JSON]
+"""The document after the change. Raises Invalid and Conflict."""
+
+
+def find(core: Core, handle: str) -> Target:
+    """The attachment that Garden's requests are about. Raises UnknownHandle unless the container is up, Invalid when
+    it is on no network that can hold what they say.
+    """
+    db = core.database.reader()
+    container = containers.container(db, handle)
+    if container is None or container.life is None:
+        raise UnknownHandle(handle)
+    for record in containers.attachments_of(db, handle):
+        live = core.networks.get(record.network)
+        if record.leaving or not takes_garden(live):
+            continue
+        default = ("default_policy", live.record.default_policy)
+        origin, document = containers.policies_of(db, handle).get(record.network, default)
+        return Target(container, live, record, document, origin)
+    raise Invalid(f'container "{handle}" is on no network whose driver has the capability garden')
+
+
+def prepare(core: Core, handle: str, edit: Edit) -> Prepared:
+    """Make and check the new document. Changes nothing; may run beside the lane."""
+    target = find(core, handle)
+    return Prepared(target, normalise(core, target.live, edit(target), ""))
+
+
+def with_net_in(core: Core, asked: NetIn) -> Edit:
+    """Adds a port mapping at the end; one that stands already, of the same two ports, is left as it is."""
+
+    def edit(target: Target) -> JSON:
+        entry = net_in_entry(asked)
+        if _standing(core, target, asked) is not None:
+            return target.document
+        return {**target.document, "net_in": [*target.document.get("net_in", ()), entry]}
+
+    return edit
+
+
+def with_net_out(rules: Sequence[NetOutRule], *, bulk: bool) -> Edit:
+    """Adds rules before those that stand; the same ones standing first already are left as they are."""
+
+    def edit(target: Target) -> JSON:
+        ipv6 = has_ipv6(target.record.lease)
+        entries = net_out_entries(rules, ipv6=ipv6, path="" if bulk else None)
+        return {**target.document, "net_out": [*entries, *target.document.get("net_out", ())]}
+
+    return edit
+
+
+def net_in(core: Core, handle: str, asked: NetIn, prepared: Prepared, call: str | None) -> JSON:
+    """Publish a port; returns host and container port once the kernel holds the mapping.
+
+    `call` names the request for a caller who asks again when its answer got lost: it gets the same answer. Raises
+    Conflict naming who holds the port, Exhausted when the pool is empty, and DriverError: then all is as before.
+    """
+    db = core.database.reader()
+    answered = containers.garden_answer(db, handle, call) if call is not None else None
+    if answered is not None:
+        return answered
+    prepared = _fresh(core, handle, prepared, with_net_in(core, asked))
+    standing = _standing(core, prepared.target, asked)
+    if standing is not None and prepared.target.origin == _ORIGIN:
+        return net_in_response(standing.port.host_port, standing.port.container_port)
+
+    def answer(change: Change) -> JSON:
+        [port] = [standing] if standing is not None else [one for one in change.ports if one not in change.old_ports]
+        return net_in_response(port.port.host_port, port.port.container_port)
+
+    return _carry_out(core, "net in", prepared, answer, call)
+
+
+def net_out(core: Core, handle: str, rules: Sequence[NetOutRule], prepared: Prepared, *, bulk: bool) -> None:
+    """Let the container send what the rules say; returns once the kernel does. Raises DriverError, and then all is
+    as before.
+    """
+    edit = with_net_out(rules, bulk=bulk)
+    prepared = _fresh(core, handle, prepared, edit)
+    before, after = (one.get("net_out", []) for one in (prepared.target.document, prepared.normalised))
+    added = len(after) - len(before)
+    if added == 0 or (prepared.target.origin == _ORIGIN and after[:added] == before[:added]):
+        return
+    _carry_out(core, "net out", prepared, lambda change: {}, None)
+
+
+def _fresh(core: Core, handle: str, prepared: Prepared, edit: Edit) -> Prepared:
+    """What was prepared, unless the policy has become another since."""
+    now = find(core, handle)
+    was = prepared.target
+    if (now.record.network, now.origin, now.document) != (was.record.network, was.origin, was.document):
+        return prepare(core, handle, edit)
+    return replace(prepared, target=now)
+
+
+def _standing(core: Core, target: Target, asked: NetIn) -> HostPortRecord | None:
+    """The mapping that is asked for, if it stands. Raises Conflict when the container's host port leads elsewhere."""
+    if not asked.host_port:
+        return None
+    wanted = PortRequest(TCP, asked.host_port, asked.container_port or asked.host_port)
+    for one in containers.host_ports(core.database.reader(), target.record.handle, target.record.network):
+        if one.port.host_ip is None and wanted.container_port == one.port.container_port and overlaps(one.port, wanted):
+            return one
+        if overlaps(one.port, wanted):
+            name = f"{asked.host_port}/{PROTOCOL_NAMES[TCP]}"
+            raise Conflict(f'host port {name} is held by container "{target.record.handle}"')
+    return None
+
+
+def _carry_out(core: Core, event: str, prepared: Prepared, answer: Callable[[Change], JSON], call: str | None) -> JSON:
+    started = time.monotonic()
+    target = prepared.target
+    handle, network = target.record.handle, target.record.network
+    change = _wish(core, target, prepared.normalised)
+    told = answer(change)
+
+    def write(db: sqlite3.Connection) -> None:
+        containers.put_policy(db, handle, network, _ORIGIN, prepared.normalised)
+        write_changes(db, [change])
+        if call is not None:
+            containers.put_garden_answer(db, handle, call, told)
+
+    commit(core, [change], write)
+    failures = apply(core, [change])
+    for error in failures.values():
+        _undo(core, target, change.record, call)
+        raise error
+    took_ms = round((time.monotonic() - started) * 1000, 1)
+    log.info(event, extra={"handle": handle, "network": network, **told, "ms": took_ms})
+    return told
+
+
+def _wish(core: Core, target: Target, document: JSON) -> Change:
+    """The change, its ports settled. Errors about ports come as they are: Garden's caller wrote no document."""
+    try:
+        return new_change(core, core.database.reader(), target.container, target.live, target.record, document)
+    except Exhausted as err:
+        raise Exhausted("port pool is exhausted") from err
+    except (Conflict, Invalid) as err:
+        raise type(err)(next(iter(err.fields.values()), err.message), fields=err.fields) from err
+
+
+def _undo(core: Core, target: Target, record: AttachmentRecord, call: str | None) -> None:
+    """Wish for what was before a change that the kernel refused, so that nothing is left of it and its port is free.
+
+    If the kernel refuses that as well, the patrol goes on trying; the port is free once the old policy holds.
+    """
+    handle, network = record.handle, record.network
+    try:
+        back = new_change(core, core.database.reader(), target.container, target.live, record, target.document)
+
+        def write(db: sqlite3.Connection) -> None:
+            if target.origin == _ORIGIN:
+                containers.put_policy(db, handle, network, _ORIGIN, target.document)
+            else:
+                containers.delete_policy(db, handle, network, _ORIGIN)
+            write_changes(db, [back])
+            if call is not None:
+                containers.delete_garden_answer(db, handle, call)
+
+        commit(core, [back], write)
+        apply(core, [back])
+    except ConetError as err:
+        log.error("undoing a change failed", extra={"handle": handle, "network": network, "error": err.message})
