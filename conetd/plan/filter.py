@@ -15,8 +15,8 @@ class NetworkFilter:
     Between addresses of `subnets` nothing is judged by rules; `isolated` drops that traffic unless a port
     mapping sent it there. Packets from `masquerade` (a subset of `subnets`) that leave `subnets` get the address
     of the interface they leave by. `rules` are judged after each endpoint's own; what none matches is accepted.
-    Without `host_access` the containers reach the host itself only with replies and neighbour discovery. `name` is what
-    operators call the network, for listings.
+    Without `host_access` the containers reach the host itself only with replies, neighbour discovery, and what
+    `host_rules` accept. `name` is what operators call the network, for listings.
     """
 
     key: str
@@ -25,6 +25,7 @@ class NetworkFilter:
     masquerade: tuple[IPNetwork, ...] = ()
     rules: tuple[Rule, ...] = ()
     host_access: bool = False
+    host_rules: tuple[Rule, ...] = ()
     isolated: bool = False
     name: str = ""
 

@@ -175,6 +175,21 @@ def test_the_host_is_open_where_the_network_says_so(lab: FilterLab, flow: Flow) 
     assert lab.reach(lab.c.netns, flow, GREEN_GATEWAY[flow.family]) == REFUSED
 
 
+def test_of_a_closed_host_what_the_networks_host_rules_accept_is_open(lab: FilterLab, flow: Flow) -> None:
+    lab.serve(lab.host, flow)
+    lab.serve(lab.host, flow, 8081)
+    at_gateway = AddressRange(GATEWAY[flow.family], GATEWAY[flow.family])
+    rule = Rule(Verdict.ACCEPT, flow.protocol, (at_gateway,), ports=(PortRange(8080, 8080),))
+    lab.network(lab.blue, host_rules=(rule,))
+    assert lab.reach(lab.a.netns, flow, GATEWAY[flow.family]) == str(lab.a.addresses[flow.family])
+    assert lab.reach(lab.a.netns, flow, GATEWAY[flow.family], 8081) == REFUSED
+    assert lab.reach(lab.a.netns, flow, UP[flow.family]) == REFUSED
+    assert lab.reach(lab.c.netns, flow, GATEWAY[flow.family]) == REFUSED
+    lab.network(lab.blue, host_rules=())
+    lab.forget_flows()
+    assert lab.reach(lab.a.netns, flow, GATEWAY[flow.family]) == REFUSED
+
+
 def test_the_host_reaches_its_containers_and_hears_their_replies(lab: FilterLab, flow: Flow) -> None:
     lab.serve(lab.a.netns, flow)
     assert lab.reach(lab.host, flow, lab.a.addresses[flow.family]) == str(GATEWAY[flow.family])

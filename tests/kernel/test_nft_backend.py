@@ -19,8 +19,14 @@ from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, P
 
 FOREIGN = 'table inet theirs { chain c { type filter hook input priority 5; counter comment "mine"; }; }'
 DENY = Rule(Verdict.REJECT, destinations=(AddressRange.of(ip_network("10.0.0.0/8")),), origin="deny_networks[0]")
+RESOLVER = Rule(Verdict.ACCEPT, UDP, ports=(PortRange(53, 53),), origin="dns_servers[0]")
 NETWORK = NetworkFilter(
-    "net", (ip_network("10.1.0.0/24"), ip_network("fd01::/64")), "br0", (ip_network("10.1.0.0/24"),), (DENY,)
+    "net",
+    (ip_network("10.1.0.0/24"), ip_network("fd01::/64")),
+    "br0",
+    (ip_network("10.1.0.0/24"),),
+    (DENY,),
+    host_rules=(RESOLVER,),
 )
 
 
@@ -32,7 +38,7 @@ class Kept(NamedTuple):
 
     def nft(self, *words: str) -> str:
         """Run nft; `@e-key0` stands for the chain whose name begins so."""
-        return self.host.run("nft", *(re.sub(r"@([ein]-\w+)", self.chain, word) for word in words)).stdout
+        return self.host.run("nft", *(re.sub(r"@([ehin]-\w+)", self.chain, word) for word in words)).stdout
 
     def chain(self, prefix: re.Match[str]) -> str:
         """The whole name of a chain: behind the prefix it has the fingerprint of its rules."""
@@ -110,6 +116,7 @@ def test_dropping_everything_leaves_only_what_is_fixed(kept: Kept) -> None:
     assert "10.1.0." not in rules
     assert "key0" not in rules
     assert "n-net" not in rules
+    assert "h-net" not in rules
     assert not kept.backend.sync([])
 
 
@@ -133,6 +140,14 @@ DAMAGES = {
     "a chain emptied": ("flush chain inet conetd @e-key0", "has other rules in its chain e-key0-"),
     "a rule added": ("add rule inet conetd @e-key0 accept", "has other rules in its chain e-key0-"),
     "a rule inserted": ("insert rule inet conetd @n-net accept", "has other rules in its chain n-net-"),
+    "a rule added to what is open of the host": (
+        "add rule inet conetd @h-net accept",
+        "has other rules in its chain h-net-",
+    ),
+    "the way to what is open of the host gone": (
+        'delete element inet conetd host { "br0" }',
+        "has lost 1 of its elements in host",
+    ),
     "a chain gone": (
         f"delete element inet conetd egress4 {{ {FIRST} }}; "
         'delete element inet conetd egress6 { "br0" . fd01::2 }; '

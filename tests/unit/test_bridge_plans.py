@@ -24,6 +24,7 @@ from conetd.plan import (
     NetworkFilter,
     Plan,
     PortMapping,
+    PortRange,
     Route,
     Rule,
     Side,
@@ -107,6 +108,18 @@ def test_the_networks_filter_says_what_holds_for_all_its_containers() -> None:
             isolated=True,
         ),
     )
+
+
+def test_resolvers_that_may_run_on_the_host_are_open_at_port_53_alone() -> None:
+    [filter_] = DRIVER.plan_network(network(dns_servers=["10.1.0.1", "fd00::53"])).filter
+
+    assert isinstance(filter_, NetworkFilter)
+    opened = [(str(r.destinations[0].first), r.protocol, r.ports, r.verdict, r.origin) for r in filter_.host_rules]
+    assert opened == [
+        (address, protocol, (PortRange(53, 53),), Verdict.ACCEPT, f"config.dns_servers[{number}]")
+        for number, address in enumerate(["10.1.0.1", "fd00::53"])
+        for protocol in (17, 6)
+    ]
 
 
 @pytest.mark.parametrize(

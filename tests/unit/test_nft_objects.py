@@ -13,7 +13,7 @@ from conetd.kernel.nft.chain import Chain, recognised
 from conetd.kernel.nft.mirror import Mirror
 from conetd.kernel.nft.objects import link_local, name_key, of_attachment, of_network
 from conetd.kernel.nft.verdicts import elements
-from conetd.model import TCP, AddressRange, PortRange, Rule, Verdict
+from conetd.model import TCP, UDP, AddressRange, PortRange, Rule, Verdict
 from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping
 from conetd.policy.boxes import Box
 
@@ -81,6 +81,17 @@ def test_host_access_is_given_to_the_interface_the_containers_come_in_by() -> No
     assert ("host_access", name_key("br0"), b"") in of_network(open_network).elements
     routed = replace(ENDPOINT, interface="cv0", port=None)
     assert "host_access" in sets(routed, POLICY, replace(open_network, interface=None))
+
+
+def test_what_a_network_opens_of_the_host_is_a_chain_its_interfaces_lead_to() -> None:
+    resolver = Rule(Verdict.ACCEPT, UDP, ports=(PortRange(53, 53),), origin="dns_servers[0]")
+    network = replace(NETWORK, host_rules=(resolver,))
+    contributed = of_network(network)
+    assert "host for net dns_servers[0] | host for net dns_servers[0]" in [words(chain) for chain in contributed.chains]
+    assert "host" in {name for name, _, _ in contributed.elements}
+    routed = replace(ENDPOINT, interface="cv0", port=None)
+    assert "host" in sets(routed, POLICY, replace(network, interface=None))
+    assert "host" not in {name for name, _, _ in of_network(NETWORK).elements}
 
 
 def test_the_networks_rules_are_shared_by_its_containers() -> None:

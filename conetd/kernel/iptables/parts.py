@@ -181,6 +181,8 @@ def _host(network: NetworkFilter, family: int) -> Iterator[Line]:
         for kind in (_SOLICITATION, _ADVERTISEMENT):
             yield Line("ACCEPT", protocol=ICMPV6, matches=(entries.icmp_message(ICMPV6, Icmp(kind)),))
     # Back to INPUT, not accepted: what the host's own rules keep out stays out.
+    for rule in network.host_rules:
+        yield from lines(rule, family, "RETURN", "")
     yield Line("RETURN" if network.host_access else entries.prohibit(family))
 
 

@@ -250,6 +250,7 @@ def _input() -> tuple[Chain | BaseChain, ...]:
         ("known flow", _known_flow() + accept()),
         ("neighbour solicitation", _icmpv6(_SOLICITATION) + accept()),
         ("neighbour advertisement", _icmpv6(_ADVERTISEMENT) + accept()),
+        ("what its network opens of the host", e.meta(e.IIFNAME) + e.verdict_map("host")),
         ("host access", interface("host_access") + accept()),
         ("host-prohibited", e.family_is(4) + e.reject_icmp(_HOST_PROHIBITED)),
         ("admin-prohibited", e.family_is(6) + e.reject_icmp(_ADMIN_PROHIBITED)),

@@ -87,7 +87,7 @@ def _unsound(
         if fingerprints[name] != wanted:
             return f"has other rules in its chain {name}"
     for name in hooks:
-        if name not in FIXED[family] and (family != INET or name[:2] not in ("e-", "i-", "l-", "n-")):
+        if name not in FIXED[family] and (family != INET or name[:2] not in ("e-", "h-", "i-", "l-", "n-")):
             return f"has a chain {name} that is none of ours"
     wanted_sets = {spec.name: (spec.flags, *type_of(spec.key)) for spec in SETS.values() if spec.family == family}
     if sets != wanted_sets:

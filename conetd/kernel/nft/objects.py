@@ -43,10 +43,10 @@ def of_network(network: NetworkFilter | None) -> Contribution:
     if network is None:
         return NOTHING
     elements = list(_network_elements(network))
-    chain = _network_chain(network)
-    if chain is not None and network.interface is not None:
-        elements.append(("network", name_key(network.interface), _goes_to(chain)))
-    return Contribution(tuple(elements), () if chain is None else (chain,))
+    chains = [one for one in (_network_chain(network), _host_chain(network)) if one is not None]
+    if network.interface is not None:
+        elements += _leading_to_chains(network, name_key(network.interface))
+    return Contribution(tuple(elements), tuple(chains))
 
 
 def of_attachment(
@@ -100,9 +100,7 @@ def _link(endpoint: Endpoint, network: NetworkFilter | None) -> list[Element]:
     if network is not None and network.interface != endpoint.interface:
         if network.host_access:
             found.append(("host_access", interface, b""))
-        chain = _network_chain(network)
-        if chain is not None:
-            found.append(("network", interface, _goes_to(chain)))
+        found += _leading_to_chains(network, interface)
     if endpoint.port is not None:
         port = name_key(endpoint.port)
         found.append(("ports", port, b""))
@@ -171,7 +169,29 @@ def _logs(network: NetworkFilter) -> bool:
     return any(rule.log for rule in network.rules)
 
 
+def _leading_to_chains(network: NetworkFilter, interface: bytes) -> Iterator[Element]:
+    """From an interface of the network into its chains, as far as it has them."""
+    judged, host = _network_chain(network), _host_chain(network)
+    if judged is not None:
+        yield "network", interface, _goes_to(judged)
+    if host is not None:
+        yield "host", interface, wire.verdict_data(wire.JUMP, host.name)
+
+
 # each endpoint with an interface of its own asks for it
+@lru_cache(maxsize=256)
+def _host_chain(network: NetworkFilter) -> Chain | None:
+    subject = f"host for {network.name or network.key}"
+    rules = tuple(
+        rule
+        for family in (4, 6)
+        for rule in verdict_rules(
+            network.host_rules, family, prefix="", log_denied=False, log_chain="", subject=subject
+        )
+    )
+    return Chain.addressed(f"h-{network.key}", rules) if rules else None
+
+
 @lru_cache(maxsize=256)
 def _network_chain(network: NetworkFilter) -> Chain | None:
     if _logs(network):

@@ -78,6 +78,7 @@ def _all() -> tuple[SetSpec, ...]:
         SetSpec(inet, "ours", (IFNAME,)),  # interfaces that containers' packets come in by
         SetSpec(inet, "bridges", (IFNAME,)),  # those of them that are bridges
         SetSpec(inet, "network", (IFNAME,), verdicts=True),  # the chain with the rules of their network
+        SetSpec(inet, "host", (IFNAME,), verdicts=True),  # the chain with what their network opens of the host
         SetSpec(inet, "host_access", (IFNAME,)),  # those of them whose containers reach the host
         # uplinks on which only we switched forwarding on
         *(SetSpec(inet, f"opened{family}", (IFNAME,)) for family in (4, 6)),

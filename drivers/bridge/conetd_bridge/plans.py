@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from conetd.driver import JSON, Attachment, HostPort, IPAddress, Network
 from conetd.plan import (
+    TCP,
+    UDP,
     Address,
+    AddressRange,
     Bridge,
     Endpoint,
     EndpointPolicy,
@@ -15,9 +19,12 @@ from conetd.plan import (
     NetworkFilter,
     Plan,
     PortMapping,
+    PortRange,
     Route,
+    Rule,
     Side,
     Sysctl,
+    Verdict,
     Veth,
 )
 from conetd_bridge.addresses import mac_of
@@ -26,6 +33,7 @@ from conetd_bridge.policy import BridgePolicy, deny
 
 _EVERYWHERE, _EVERYWHERE6 = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
 _MTU6_MIN = 1280  # bytes, RFC 8200
+_DNS = 53
 
 # Inherited by the interface at its birth, which costs less than setting them on it.
 _NO_IPV6 = (Sysctl("ipv6/conf/default/disable_ipv6", "1", Side.CONTAINER, early=True),)
@@ -81,6 +89,7 @@ def plan_network(network: Network[BridgeConfig]) -> Plan:
         masquerade=config.masqueraded,
         rules=deny(config.deny_networks, "config.deny_networks"),
         host_access=config.allow_host_access,
+        host_rules=_resolvers(config.dns_servers),
         isolated=config.isolated,
     )
     return Plan(
@@ -89,6 +98,22 @@ def plan_network(network: Network[BridgeConfig]) -> Plan:
         sysctls=tuple(sysctls),
         filter=(wanted,),
         forward=frozenset(subnet.version for subnet in subnets),
+    )
+
+
+@lru_cache(maxsize=256)
+def _resolvers(servers: tuple[IPAddress, ...]) -> tuple[Rule, ...]:
+    """A resolver that the containers are told of may run on the host itself: that much of it is open to them."""
+    return tuple(
+        Rule(
+            Verdict.ACCEPT,
+            protocol,
+            (AddressRange(one, one),),
+            ports=(PortRange(_DNS, _DNS),),
+            origin=f"config.dns_servers[{index}]",
+        )
+        for index, one in enumerate(servers)
+        for protocol in (UDP, TCP)
     )
 
 
