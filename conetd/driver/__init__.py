@@ -98,6 +98,9 @@ class Driver(ABC, Generic[ConfigT, PolicyT]):
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[frozenset[str]] = frozenset()
     """`garden`: the policy document has `net_in` and `net_out` as Garden means them."""
+    live_config: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `config` that the settings may change while containers are attached: all that follows from them is
+    made so by `ensure_network` at the next start. Default: none."""
     config_schema: ClassVar[type[Schema]]
     """marshmallow; loads a network's `config` to ConfigT, dumps it back; unknown fields are refused."""
     policy_schema: ClassVar[type[Schema]]

@@ -191,10 +191,13 @@ def _difference(there: NetworkRecord, wanted: NetworkRecord) -> str:
         ("config", there.config, wanted.config),
         ("default_policy", there.default_policy, wanted.default_policy),
     ):
-        for key in sorted({*has, *wants}):
-            if has.get(key) != wants.get(key):
-                return f"its {field}.{key} is {_shown(has, key)}, not {_shown(wants, key)}"
+        for key in sorted(_differing(has, wants)):
+            return f"its {field}.{key} is {_shown(has, key)}, not {_shown(wants, key)}"
     return "it differs"
+
+
+def _differing(has: JSON, wants: JSON) -> set[str]:
+    return {key for key in {*has, *wants} if has.get(key) != wants.get(key)}
 
 
 def _shown(document: JSON, key: str) -> str:
@@ -204,13 +207,15 @@ def _shown(document: JSON, key: str) -> str:
 def declare(core: Core, wanted: LiveNetwork) -> None:
     """Bring a network of the settings into the store, before anything is served.
 
-    Raises Conflict naming the field when the stored one has another config and containers are attached to it.
+    Raises Conflict naming the field when the stored one has another config and containers are attached to it, unless
+    its driver says of every field that differs that it can change live.
     """
     name = wanted.record.name
     there = core.networks.get(name).record if name in core.networks else None
     check_beside(core, wanted, but={name})
     rev = core.revisions.next()
-    if there is None or encode(there.config) != encode(wanted.record.config) or there.type != wanted.record.type:
+    differing = set() if there is None else _differing(there.config, wanted.record.config)
+    if there is None or there.type != wanted.record.type or differing - wanted.loaded.driver.live_config:
         if there is not None:
             attached = _attached(core, there, wanted.record)
             if attached:
@@ -223,6 +228,9 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
         record = replace(wanted.record, declared=True, rev=rev)
     else:
         record = replace(there, declared=True)
+        if differing:
+            record = replace(record, config=wanted.record.config, rev=rev)
+            log.info("network config changed", extra={"network": name, "fields": ",".join(sorted(differing))})
         if encode(there.default_policy) != encode(wanted.record.default_policy):
             # It has to reach the containers, with ports and flows: done once the old state is recovered.
             core.new_defaults[name] = wanted.record.default_policy

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from conetd.errors import ConetError
 from conetd.kernel.process import ProcessId
-from conetd.plan import FilterObject
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter
 from conetd.reconcile.core import Core, attachment_plan, is_planned, network_plan
 from conetd.reconcile.down import DownJob, bring_down, close, leaving_of, note_failure
 from conetd.reconcile.forwarding import adjust_forwarding, remember_opened
@@ -39,6 +39,7 @@ def recover(core: Core) -> None:
     drifts = core.kernel.filter.sync(wanted_filter(core, [one for some in wishes.values() for one in some]))
     for drift in drifts[:20]:
         log.info("filter repaired", extra={"drift": str(drift)})
+    _end_forbidden(core, [one for some in wishes.values() for one in some])
     for live in core.networks.all():
         if is_planned(live):
             _ensure(core, live)
@@ -105,6 +106,19 @@ def _remove_replaced(core: Core) -> None:
             core.kernel.remove(network_plan(live), None)
         except ConetError as err:
             log.error("a replaced network left something", extra={"network": live.record.name, "error": str(err)})
+
+
+def _end_forbidden(core: Core, wishes: Iterable[Wish]) -> None:
+    """End the flows that a network forbids whose config the settings changed while its containers stayed."""
+    for wish in wishes:
+        live = wish.live
+        if live.record.rev == live.record.applied_rev or not is_planned(live):
+            continue
+        held = {kind: core.kernel.filter.held(kind, wish.value.key) for kind in ("Endpoint", "EndpointPolicy")}
+        network = core.kernel.filter.held("NetworkFilter", live.network.key)
+        endpoint, policy = held["Endpoint"], held["EndpointPolicy"]
+        if isinstance(endpoint, Endpoint) and isinstance(policy, EndpointPolicy) and isinstance(network, NetworkFilter):
+            core.flows.settle(None, policy, endpoint.addresses, network)
 
 
 def _hold_ports(core: Core, living: Sequence[ContainerRecord]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sqlite3
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from pytest_netns import NetnsFactory
+from traffic import FLOWS, REFUSED, SILENCE_S, SILENT, Services, Talk
+from traffic import ask as reach
 from world import World, ask, eventually, open_world, serving
 
 BLUE = '[[networks]]\nname = "blue"\ntype = "bridge"\n'
@@ -125,6 +128,27 @@ def test_a_changed_config_stops_the_start_naming_the_field_while_containers_are_
     world.daemon.start()
     with serving(world.outside, 7000):
         assert ask(web, "192.0.2.2", 7000).startswith("hello")
+
+
+def test_changed_deny_networks_reach_the_containers_that_are_attached_and_end_what_they_forbid(world: World) -> None:
+    web = world.container("web")
+    world.daemon.bring_up("web", web)
+    world.daemon.policy("web", blue={"net_out": [{"protocol": "tcp", "ports": [{"start": 7001, "end": 7001}]}]})
+    services = Services()
+    for port in (7000, 7001):
+        services.open(world.outside, "outside", "tcp", port)
+    with contextlib.closing(services), Talk(web, FLOWS[0], "192.0.2.2", 7000) as open_before:
+        assert open_before.first == "outside 192.0.2.1"
+        denied = 'config = { subnet = "10.10.0.0/24", deny_networks = ["192.0.2.0/24"] }\n'
+        restart(world, BLUE + denied)
+        assert world.daemon.get("/networks/blue").body["config"]["deny_networks"] == ["192.0.2.0/24"]
+        assert "fields=deny_networks" in world.daemon.log
+        assert open_before.say(patience=SILENCE_S) in (SILENT, REFUSED)
+        assert reach(web, FLOWS[0], "192.0.2.2", 7000) == REFUSED
+        assert reach(web, FLOWS[0], "192.0.2.2", 7001) == "outside 192.0.2.1"
+        assert world.daemon.get("/status").status == 200
+        restart(world, BLUE + SUBNET)
+        assert reach(web, FLOWS[0], "192.0.2.2", 7000) == "outside 192.0.2.1"
 
 
 def test_a_changed_config_replaces_the_network_while_nothing_is_attached(world: World) -> None:
