@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from conetd.errors import Conflict, Exhausted, Invalid
 from conetd.kernel.hostports import HostPorts
-from conetd.model import PROTOCOL_NAMES, TCP, UDP, HostPort, PortRequest
+from conetd.model import PROTOCOL_NAMES, HostPort, PortRequest
 from conetd.ports import PortPool, candidates, overlaps
 from conetd.reconcile.joins import match_ports, settle
 from conetd.store import HostPortRecord
@@ -18,11 +18,12 @@ _Socket = tuple[int, str, int]
 class PortKeeper:
     """Settles the host ports of attachments by binding them. May be used from any thread."""
 
-    def __init__(self, sockets: HostPorts, pool: PortPool) -> None:
+    def __init__(self, sockets: HostPorts, pool: PortPool, last: Mapping[int, int] | None = None) -> None:
+        """`last` is what `last` was when the keeper before this one ended: the pool goes on from there."""
         self._sockets = sockets
         self._pool = pool
         self._lock = threading.Lock()
-        self._last: dict[int, int | None] = {TCP: None, UDP: None}
+        self._last: dict[int, int] = dict(last or {})
         self._held: dict[str, dict[str, dict[_Socket, HostPort]]] = {}  # by handle and network
 
     def settle(
@@ -48,6 +49,12 @@ class PortKeeper:
         """Give back every port of the attachment that is not among these, and hold these."""
         with self._lock:
             self._restore(handle, network, {_socket(port): port for port in ports})
+
+    @property
+    def last(self) -> dict[int, int]:
+        """By IANA protocol number, the port of the pool that was given out last."""
+        with self._lock:
+            return dict(self._last)
 
     def release_unclaimed(self) -> None:
         """Give back what the service manager kept and no attachment holds."""
@@ -107,7 +114,7 @@ class PortKeeper:
     def _pick(self, handle: str, network: str, request: PortRequest, asked: Collection[int]) -> HostPortRecord:
         # The container's own ports would bind again, being its own.
         own = {port.host_port for ports in self._held[handle].values() for port in ports.values()}
-        for number in candidates(self._pool, own.union(asked), self._last[request.protocol]):
+        for number in candidates(self._pool, own.union(asked), self._last.get(request.protocol)):
             record = settle(request, number)
             if self._sockets.try_bind(record.port, handle):
                 self._mine(handle, network)[_socket(record.port)] = record.port

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -37,6 +39,7 @@ from conetd.store import Database, containers, networks
 
 log = logging.getLogger(__name__)
 STATE_FILE = "conetd.sqlite"
+_LAST_PORTS = "last_ports"  # in the store's single values: protocol number to port, as JSON
 
 
 def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str], None]) -> Core:
@@ -60,7 +63,7 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
         networks=Networks(drivers),
         claims=claims,
         revisions=Revisions(networks.last_revision(reader)),
-        ports=PortKeeper(host_ports, pool),
+        ports=PortKeeper(host_ports, pool, _last_ports(reader)),
         lane=Lane("kernel"),
         foreign={
             name: ForeignLane(name, settings.driver_timeout)
@@ -153,7 +156,18 @@ def end(core: Core) -> None:
     core.lane.stop()
     core.reaper.stop()
     core.watch.close()
+    last = json.dumps(core.ports.last)
+    try:
+        core.database.write(lambda db: networks.put_meta(db, _LAST_PORTS, last), durable=False)
+    except ConetError as err:
+        log.error("where the port pool stood could not be kept", extra={"error": err.message})
     core.database.close()
+
+
+def _last_ports(db: sqlite3.Connection) -> dict[int, int]:
+    """Where the port pool stood when the last run ended in good order."""
+    kept = json.loads(networks.meta(db, _LAST_PORTS) or "{}")
+    return {int(protocol): port for protocol, port in kept.items()}
 
 
 def _last(core: Core) -> None:
