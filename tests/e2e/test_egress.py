@@ -137,10 +137,10 @@ def test_ports_are_open_from_start_to_end(lab: Lab, a: Machine, flow: Flow) -> N
 
 @pytest.mark.parametrize(
     ("written", "opens"),
-    [("all", {"tcp", "udp"}), (0, {"tcp", "udp"}), ("tcp", {"tcp"}), (1, {"tcp"}), ("udp", {"udp"}), (2, {"udp"})],
+    [("all", ("tcp", "udp")), (0, ("tcp", "udp")), ("tcp", ("tcp",)), (1, ("tcp",)), ("udp", ("udp",)), (2, ("udp",))],
     ids=str,
 )
-def test_a_protocol_by_name_and_by_number(lab: Lab, a: Machine, written: Any, opens: set[str]) -> None:
+def test_a_protocol_by_name_and_by_number(lab: Lab, a: Machine, written: Any, opens: tuple[str, ...]) -> None:
     rules = [to(DENIED[family]) | {"protocol": written} for family in (4, 6)]
     lab.policy(a, blue={"net_out": rules})
     answers = {str(flow): lab.reach(a, flow, DENIED[flow.family]) for flow in FLOWS}
