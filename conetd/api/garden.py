@@ -28,6 +28,7 @@ def garden_routes(service: Service, reads: Executor) -> list[web.RouteDef]:
         web.post(f"{container}/net/in", routes.net_in),
         web.post(f"{container}/net/out", routes.net_out),
         web.post(f"{container}/net/out/bulk", routes.bulk_net_out),
+        web.get(f"{container}/limits/bandwidth", routes.bandwidth),
         web.get(f"{container}/info", routes.info),
         web.get(f"{container}/metrics", routes.metrics),
         web.get("/garden/containers/bulk_info", routes.bulk_info),
@@ -65,6 +66,10 @@ class _Routes:
         rules = await body_as(request, self._reads, wire.bulk_net_out_request)
         await change(self._service.net_out(_handle_of(request), rules, bulk=True))
         return _answer({})
+
+    async def bandwidth(self, request: web.Request) -> web.Response:
+        await read(self._reads, self._service.info, _handle_of(request))
+        return _answer({})  # whatever was asked for when the container was made: Guardian limits nothing
 
     async def info(self, request: web.Request) -> web.Response:
         return _answer(await read(self._reads, self._service.info, _handle_of(request)))

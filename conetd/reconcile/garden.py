@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from conetd.errors import ConetError, Conflict, Exhausted, Invalid
 from conetd.garden.answers import UnknownHandle, net_in_response
@@ -134,12 +134,12 @@ def net_out(core: Core, handle: str, rules: Sequence[NetOutRule], prepared: Prep
 
 
 def _fresh(core: Core, handle: str, prepared: Prepared, edit: Edit) -> Prepared:
-    """What was prepared, unless the policy has become another since."""
-    now = find(core, handle)
-    was = prepared.target
-    if (now.record.network, now.origin, now.document) != (was.record.network, was.origin, was.document):
-        return prepare(core, handle, edit)
-    return replace(prepared, target=now)
+    """What was prepared, unless the policy has become another since: in a container's turn only by a new default."""
+    was = prepared.target.record
+    for now in containers.attachments_of(core.database.reader(), handle):
+        if (now.network, now.rev) == (was.network, was.rev):
+            return prepared
+    return prepare(core, handle, edit)
 
 
 def _standing(core: Core, target: Target, asked: NetIn) -> HostPortRecord | None:
