@@ -18,11 +18,14 @@ _FAULTS = {
     "Illegal trailing comma before end of object": "looking for beginning of object key string",
     "Illegal trailing comma before end of array": "looking for beginning of value",
     "Expecting ':' delimiter": "after object key",
-    "Expecting ',' delimiter": "after a value",
     "Invalid control character at": "in string literal",
     "Invalid \\escape": "in string escape code",
     "Invalid \\uXXXX escape": "in \\u hexadecimal character escape",
 }
+_AFTER = {"{": "after object key:value pair", "[": "after array element", "": "after top-level value"}
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_QUOTED = {0x27: "\\'", 0x22: '"', 0x5C: "\\\\", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x08: "\\b", 0x0C: "\\f"}
+_QUOTED |= {0x07: "\\a", 0x0B: "\\v"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Encoder.SetEscapeHTML is on by default; the last two end a line in JavaScript.
 _ESCAPED = re.compile("[<>&\u2028\u2029]")
@@ -80,12 +83,12 @@ Decoder = Callable[[Any, Any, Path], Any]
 
 
 def first_value(body: bytes) -> Any:
-    """The first JSON value of a body; what follows is ignored, and bytes that are no UTF-8 become U+FFFD.
+    """The first JSON value of a body; what follows is ignored, and bytes that are no UTF-8 are surrogates in strings.
 
     Objects come as Object, numbers as Number, everything else as Python has it. Raises DecodeError, with the message
     `EOF` for a body without a value.
     """
-    text = body.decode("utf-8", "replace")
+    text = body.decode("utf-8", "surrogateescape")
     start = _SPACE.match(text)
     assert start is not None
     if start.end() == len(text):
@@ -143,13 +146,19 @@ def struct(value: Any, kind: str, fields: Mapping[str, Decoder], path: Path, bef
     return made
 
 
-def array(value: Any, one: Decoder, kind: str, path: Path) -> tuple[Any, ...]:
-    """Each member of an array as `one` decodes it; null is none. `kind` is the slice's type, for messages."""
+def array(value: Any, one: Decoder, kind: str, path: Path, before: Sequence[Any] | None = None) -> tuple[Any, ...]:
+    """Each member of an array as `one` decodes it; null is none. `kind` is the slice's type, for messages.
+
+    Under a name that comes twice each is decoded into what is there `before` it at its place.
+    """
     if value is None:
         return ()
     if not isinstance(value, list):
         raise mismatch(value, kind, path)
-    return tuple(one(member, None, (*path, index)) for index, member in enumerate(value))
+    there = before or ()
+    return tuple(
+        one(member, there[index] if index < len(there) else None, (*path, index)) for index, member in enumerate(value)
+    )
 
 
 def unsigned(kind: str, bits: int, highest: int | None = None) -> Decoder:
@@ -164,7 +173,9 @@ def unsigned(kind: str, bits: int, highest: int | None = None) -> Decoder:
             if number <= most:
                 return number
         complaint = f"must be a whole number from 0 to {highest or most}"
-        raise mismatch(value, kind, path, complaint)
+        # for a type that takes numbers, and for no other, Go shows the number that it does not take
+        shown = f"number {value}" if isinstance(value, Number) else kind_of(value)
+        raise mismatch(value, kind, path, complaint, shown)
 
     return decode
 
@@ -187,11 +198,10 @@ def switch(value: Any, before: Any, path: Path) -> bool:
     return value
 
 
-def mismatch(value: Any, kind: str, path: Path, complaint: str = "") -> Mismatch:
-    """The error for a value that does not go into a Go type."""
+def mismatch(value: Any, kind: str, path: Path, complaint: str = "", found: str = "") -> Mismatch:
+    """The error for a value that does not go into a Go type; `found` is what the message calls it."""
     shown = str(value) if isinstance(value, Number) else kind_of(value)
-    found = f"number {value}" if isinstance(value, Number) else shown
-    return Mismatch(found, kind, path, f"{complaint or f'cannot be {shown}'} (got {shown})")
+    return Mismatch(found or kind_of(value), kind, path, f"{complaint or f'cannot be {shown}'} (got {shown})")
 
 
 def kind_of(value: Any) -> str:
@@ -208,12 +218,25 @@ def _fault(text: str, err: json.JSONDecodeError) -> str:
     cut_off = any(word.startswith(rest) for word in _WORDS) or rest in ("", "-")
     if cut_off or not rest.strip(" \t\r\n") or err.msg.startswith("Unterminated string"):
         return "unexpected EOF"
-    at = rest[0]
-    if at == "\\" and len(rest) > 1:
-        at = rest[1]
-    shown = f"\\u{ord(at):04x}" if ord(at) < 0x20 and at not in "\n\r\t" else repr(at)[1:-1]
-    what = _FAULTS.get(err.msg, "in JSON text")
+    what = _FAULTS.get(err.msg) or _AFTER[_innermost(text[: err.pos])]
+    at = rest[1] if rest[0] == "\\" and len(rest) > 1 else rest[0]
+    # Go looks at bytes, and shows one as the character of that number
+    byte = at.encode("utf-8", "surrogateescape")[0]
+    shown = _QUOTED.get(byte) or chr(byte)
+    if not shown.isprintable():
+        shown = f"\\x{byte:02x}" if byte < 0x80 else f"\\u{byte:04x}"
     return f"invalid character '{shown}' {what}"
+
+
+def _innermost(text: str) -> str:
+    """The bracket that is open at the end of the text; empty for none."""
+    opened = []
+    for token in _BRACKET.findall(text):
+        if token in "{[":
+            opened.append(token)
+        elif token in "}]" and opened:
+            opened.pop()
+    return opened[-1] if opened else ""
 
 
 def _constant(name: str) -> NoReturn:

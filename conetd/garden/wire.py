@@ -65,7 +65,7 @@ class NetOutRule:
 def net_in_request(body: bytes) -> NetIn:
     """The body of net/in. The handle it may have is read and ignored: the path decides. Raises DecodeError."""
     fields = {"handle": gojson.text, **_NET_IN}
-    made = gojson.struct(gojson.first_value(body), "NetInRequest", fields, (), {})
+    made = gojson.struct(gojson.first_value(body), "transport.NetInRequest", fields, (), {})
     return NetIn(made.get("host_port", 0), made.get("container_port", 0))
 
 
@@ -113,12 +113,12 @@ def net_ins(value: Any, before: Any, path: Path) -> tuple[NetIn, ...]:
 
 def net_out_rules(value: Any, before: Any, path: Path) -> tuple[NetOutRule, ...]:
     """Decodes a list of rules."""
-    return gojson.array(value, net_out_rule, "[]garden.NetOutRule", path)
+    return gojson.array(value, net_out_rule, "[]garden.NetOutRule", path, before)
 
 
 def net_out_rule(value: Any, before: Any, path: Path) -> NetOutRule:
     """Decodes one rule."""
-    return NetOutRule(**gojson.struct(value, "garden.NetOutRule", _NET_OUT_RULE, path, {}))
+    return NetOutRule(**gojson.struct(value, "garden.NetOutRule", _NET_OUT_RULE, path, _fields(before)))
 
 
 def _ip_address(value: Any, before: Any, path: Path) -> IPAddress | None:
@@ -146,18 +146,22 @@ def _code(value: Any, before: Any, path: Path) -> int | None:
 def _icmps(value: Any, before: ICMPControl | None, path: Path) -> ICMPControl | None:
     if value is None:
         return None
-    there: JSON = {} if before is None else {"type": before.type, "code": before.code}
-    return ICMPControl(**gojson.struct(value, "garden.ICMPControl", _ICMP_CONTROL, path, there))
+    return ICMPControl(**gojson.struct(value, "garden.ICMPControl", _ICMP_CONTROL, path, _fields(before)))
 
 
 def _each(make: Callable[..., Any], kind: str, fields: dict[str, gojson.Decoder]) -> gojson.Decoder:
-    def one(member: Any, _: Any, path: Path) -> Any:
-        return make(**gojson.struct(member, f"garden.{kind}", fields, path, {}))
+    def one(member: Any, before: Any, path: Path) -> Any:
+        return make(**gojson.struct(member, f"garden.{kind}", fields, path, _fields(before)))
 
     def decode(value: Any, before: Any, path: Path) -> tuple[Any, ...]:
-        return gojson.array(value, one, f"[]garden.{kind}", path)
+        return gojson.array(value, one, f"[]garden.{kind}", path, before)
 
     return decode
+
+
+def _fields(value: Any) -> JSON:
+    """What a struct of ours holds already, by the names of its fields."""
+    return {} if value is None else {name: getattr(value, name) for name in value.__slots__}
 
 
 _PORT32 = gojson.unsigned("uint32", 32, _HIGHEST_PORT)
