@@ -107,7 +107,7 @@ def net_in(core: Core, handle: str, asked: NetIn, prepared: Prepared, call: str 
     db = core.database.reader()
     answered = containers.garden_answer(db, handle, call) if call is not None else None
     if answered is not None:
-        return answered
+        return net_in_response(**answered)  # the store sorts an object's names
     prepared = _fresh(core, handle, prepared, with_net_in(core, asked))
     standing = _standing(core, prepared.target, asked)
     if standing is not None and prepared.target.origin == _ORIGIN:

@@ -256,7 +256,7 @@ def garden_answer(db: sqlite3.Connection, handle: str, call: str) -> JSON | None
 
 
 def put_garden_answer(db: sqlite3.Connection, handle: str, call: str, answer: JSON) -> None:
-    """Keep what is answered to this call, for the length of the container's life."""
+    """Keep what is answered to this call, until the container's life or its policies end."""
     db.execute("INSERT OR REPLACE INTO garden_answers VALUES (?, ?, ?)", (handle, call, encode(answer)))
 
 
@@ -268,6 +268,7 @@ def delete_garden_answer(db: sqlite3.Connection, handle: str, call: str) -> None
 def replace_policies(db: sqlite3.Connection, handle: str, documents: Mapping[str, JSON]) -> None:
     """Make these the container's own policies, whatever they came from before."""
     db.execute("DELETE FROM policies WHERE handle = ?", (handle,))
+    db.execute("DELETE FROM garden_answers WHERE handle = ?", (handle,))  # what they promised may hold no more
     for network, document in documents.items():
         put_policy(db, handle, network, "client", document)
 
