@@ -24,6 +24,8 @@ from conetd import errors
 from conetd.api import errors as api_errors
 from conetd.api.private import private_application
 from conetd.api.public import public_application
+from conetd.garden import answers as garden_answers
+from conetd.garden import wire
 from conetd.policy.garden import NetIn, NetOut
 from conetd.reconcile import answers
 from conetd.service import status, views
@@ -34,6 +36,7 @@ BRIDGE = page("docs/reference/bridge.md").text
 API = page("docs/reference/http-api.md").text
 SETTINGS = page("docs/reference/settings.md").text
 CONTRACT = page("docs/reference/driver-contract.md").text
+GARDEN = page("docs/reference/garden.md").text
 
 
 @pytest.mark.parametrize(
@@ -81,19 +84,49 @@ def test_settings_have_each_key_with_its_default() -> None:
 
 
 def test_the_api_has_each_route() -> None:
+    assert [route for route in _routes() if f"`{route}`" not in API] == []
+
+
+def test_gardens_page_has_each_of_its_requests() -> None:
+    rows = {name.partition("?")[0] for name in table_rows(section(GARDEN, "The requests"))}
+    requests = {route for route in _routes() if " /garden/" in route}
+    assert requests
+    assert requests <= rows
+
+
+def _routes() -> list[str]:
     with ThreadPoolExecutor(1) as nobody:
         applications = public_application(cast(Any, None), nobody), private_application(cast(Any, None), nobody)
-    for application in applications:
-        for route in application.router.routes():
-            if route.method == "HEAD":
-                continue
-            resource = route.resource
-            assert resource is not None
-            assert f"`{route.method} {_path(resource)}`" in API
+    return [
+        f"{route.method} {_path(cast(web.AbstractResource, route.resource))}"
+        for application in applications
+        for route in application.router.routes()
+        if route.method != "HEAD"
+    ]
 
 
 def _path(resource: web.AbstractResource) -> str:
     return re.sub(r"\{(\w+)\}", r":\1", resource.canonical)
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"), [("NetIn", wire.NetIn), ("NetOut and BulkNetOut", wire.NetOutRule)], ids=["NetIn", "NetOut"]
+)
+def test_gardens_page_has_each_field_of_what_is_asked_for(heading: str, kind: Any) -> None:
+    wanted = {field.name for field in dataclasses.fields(kind)}
+    assert wanted <= table_rows(section(GARDEN, heading)).keys()
+
+
+def test_gardens_page_has_each_property_and_no_other() -> None:
+    addresses = ["10.0.0.2/24", "fd00::2/64"]
+    attachment = {"interface": "eth0", "addresses": addresses, "gateway": "10.0.0.1", "gateway6": "fd00::1"}
+    wanted = garden_answers.properties([attachment], [], "192.0.2.1")
+    assert table_rows(section(GARDEN, "Info and Metrics")).keys() == wanted.keys()
+
+
+def test_gardens_page_has_each_action_of_the_plugin_and_no_other() -> None:
+    [actions] = re.findall(r"--action (\S+)", _hook_usage())
+    assert list(table_rows(section(GARDEN, "Guardian's network plugin"))) == actions.split("|")
 
 
 @pytest.mark.parametrize("schema", [NetworkSchema, ConfigSchema, JoinSchema])
@@ -143,11 +176,15 @@ def _help(*command: str) -> str:
 
 
 def test_the_hook_has_each_flag() -> None:
-    said = subprocess.run([ROOT / "hook" / "conet-hook", "--help"], capture_output=True, text=True, check=True).stdout
+    said = _hook_usage()
     text = page("docs/reference/hook.md").text
 
     assert f"`{said.strip().removeprefix('usage: ')}`" in text
     assert set(re.findall(r"--[a-z]+", said)) <= table_rows(text).keys()
+
+
+def _hook_usage() -> str:
+    return subprocess.run([ROOT / "hook" / "conet-hook", "--help"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("module", [conetd.driver, conetd.plan], ids=lambda module: module.__name__)

@@ -18,6 +18,7 @@ NOT_RUN = {
     "docs/explanation/performance.md": 1,  # make bench
     "docs/how-to/change-the-filter-backend.md": 1,  # pip and apt-get
     "docs/how-to/hook-into-runc-and-podman.md": 2,  # runc is what the demo does; podman
+    "docs/how-to/put-conetd-behind-guardian.md": 1,  # gdn
     "docs/how-to/run-under-systemd.md": 4,
     "docs/how-to/write-a-driver.md": 2,  # installing the example driver
 }

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,9 @@ from typing import Any
 JSON = dict[str, Any]
 _NETWORK = "garden.network."
 _LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
+_LOOPBACK_ALONE = re.compile(r"\s*nameserver\s+127\.0\.0\.\d+\s*")
+# what of the plugin's answers is read, and the JSON type it has to have; what a list or an object holds is strings
+_READ = {"properties": dict, "dns_servers": list, "search_domains": list, "host_port": int, "container_port": int}
 
 
 class GuardianError(Exception):
@@ -48,8 +53,10 @@ class Guardian:
     additional_dns_servers: Sequence[str] = ()
     host_resolv_conf: str = ""
     properties_path: Path | None = None
+    handles: set[str] = field(default_factory=set)
+    """The containers that the runtime knows. They outlive Guardian."""
     properties: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Handle to name to value: what Guardian keeps of each container."""
+    """Handle to name to value: what Guardian keeps of each container, in memory."""
     calls: list[Call] = field(default_factory=list)
 
     def create(
@@ -62,14 +69,17 @@ class Guardian:
         properties: Mapping[str, str] | None = None,
     ) -> None:
         """Create a container whose init has this pid; one that cannot be networked is destroyed again."""
-        if handle in self.properties:
+        if handle in self.handles:
             raise GuardianError(f"Handle '{handle}' already in use")
+        self.handles.add(handle)
         kept = self.properties[handle] = dict(properties or {})
         folder = self.depot / handle
         folder.mkdir(parents=True)
         for name in ("hosts", "resolv.conf"):
             (folder / name).touch()
         try:
+            if pid == 0:
+                raise GuardianError("container init PID was 0")
             self._network(handle, pid, netin, netout_rules)
         except GuardianError:
             with contextlib.suppress(GuardianError):  # then the container stays, to be destroyed later
@@ -94,38 +104,41 @@ class Guardian:
 
     def net_out(self, handle: str, rule: JSON) -> None:
         """POST /containers/:handle/net/out."""
-        self._exec("net-out", handle, {"container_ip": self._container_ip(handle), "netout_rule": rule})
+        self._exec("net-out", handle, {"container_ip": self._container_ip(handle), "netout_rule": _rule(rule)})
 
     def bulk_net_out(self, handle: str, rules: Sequence[JSON] | None) -> None:
         """POST /containers/:handle/net/out/bulk; None is Go's nil slice."""
-        given = None if rules is None else list(rules)
+        given = None if rules is None else [_rule(one) for one in rules]
         self._exec("bulk-net-out", handle, {"container_ip": self._container_ip(handle), "netout_rules": given})
 
     def info(self, handle: str) -> JSON:
         """What of ContainerInfo is about the network: read from the properties alone."""
-        kept = self.properties[handle]
+        kept = self.properties.get(handle, {})
         try:
             mapped = json.loads(kept.get(_NETWORK + "mapped-ports", "[]"))
         except ValueError:
             mapped = []
-        names = {"ContainerIP": "container-ip", "ContainerIPv6": "container-ipv6", "HostIP": "host-ip"}
+        names = {"HostIP": "host-ip", "ContainerIP": "container-ip", "ContainerIPv6": "container-ipv6"}
         found: JSON = {field: kept.get(_NETWORK + name, "") for field, name in names.items()}
         found |= {"ExternalIP": kept.get(_NETWORK + "external-ip", ""), "MappedPorts": mapped}
         return found | {"Properties": dict(kept)}
 
     def metrics(self, handle: str, pid: int) -> JSON | None:
         """NetworkStat: the counters of the interface that the properties name, read in the container's namespace."""
-        kept = self.properties[handle]
+        kept = self.properties.get(handle, {})
         interface = kept.get(_NETWORK + "interface", "")
         if not interface or kept.get("network.healthcheck") == "true":
             return None
         command = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-j", "-s", "link", "show", interface]
-        [link] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        read = subprocess.run(command, capture_output=True)
+        if read.returncode:
+            raise GuardianError(f"could not read container network statistics, {read.stderr.decode()}")
+        [link] = json.loads(read.stdout)
         return {"RxBytes": link["stats64"]["rx"]["bytes"], "TxBytes": link["stats64"]["tx"]["bytes"]}
 
     def destroy(self, handle: str) -> None:
         """Destroy a container. Whoever killed its processes did that before; after a failure it may be tried again."""
-        if handle not in self.properties:
+        if handle not in self.handles:
             raise GuardianError(f"unknown handle: {handle}")
         self._exec("down", handle, None)
         folder = self.depot / handle
@@ -133,14 +146,16 @@ class Guardian:
             (folder / name).unlink(missing_ok=True)
         if folder.is_dir():
             folder.rmdir()
-        del self.properties[handle]
+        self.handles.discard(handle)
+        self.properties.pop(handle, None)
 
     def restart(self, *, crashed: bool = False) -> None:
         """Come back: properties are written at a graceful stop alone. No plugin is called for what lives on."""
         if self.properties_path is not None and not crashed:
             self.properties_path.write_text(_marshal(self.properties).decode())
         there = self.properties_path is not None and self.properties_path.exists()
-        self.properties = json.loads(self.properties_path.read_text()) if there and self.properties_path else {}
+        written = self.properties_path.read_text() if there and self.properties_path else ""
+        self.properties = json.loads(written or "{}")
 
     def hosts(self, handle: str) -> str:
         """/etc/hosts inside the container."""
@@ -155,12 +170,12 @@ class Guardian:
         kept[_NETWORK + "external-ip"] = self.external_ip
         forwarded = {
             name.removeprefix("network."): value
-            for name, value in kept.items()
+            for name, value in sorted(kept.items())
             if name.startswith("network.") or name == "log_config"
         }
         inputs: JSON = {"Pid": pid, "Properties": forwarded}
         if netout_rules:
-            inputs["netout_rules"] = list(netout_rules)
+            inputs["netout_rules"] = [_rule(one) for one in netout_rules]
         if netin:
             inputs["netin"] = [{"host_port": 0, "container_port": 0} | one for one in netin]
         told = self._exec("up", handle, inputs)
@@ -169,7 +184,7 @@ class Guardian:
         if ip is None:
             return
         ipv6 = kept.get(_NETWORK + "container-ipv6")
-        name = handle.encode()[-49:].decode()
+        name = handle.encode()[-49:].decode(errors="replace")
         lines = ["127.0.0.1 localhost", *(["::1 localhost"] if ipv6 else []), f"{ip} {name}"]
         lines += [f"{ipv6} {name}"] if ipv6 else []
         (self.depot / handle / "hosts").write_text("\n".join(lines) + "\n")
@@ -179,7 +194,7 @@ class Guardian:
     def _resolv_conf(self, ip: str, servers: list[str] | None, domains: list[str] | None) -> list[str]:
         additional = [f"nameserver {one}" for one in self.additional_dns_servers]
         if servers is not None:
-            lines = [f"nameserver {one}" for one in servers]
+            lines = [f"nameserver {_ip(one)}" for one in servers]
         elif self.dns_servers:
             lines = [f"nameserver {one}" for one in self.dns_servers] + additional
         else:
@@ -187,7 +202,7 @@ class Guardian:
         return lines if domains is None else [*lines, " ".join(["search", *domains])]
 
     def _of_host(self, ip: str, domains: list[str] | None) -> list[str]:
-        if re.fullmatch(r"\s*nameserver\s+127\.0\.0\.\d+\s*", self.host_resolv_conf):
+        if _LOOPBACK_ALONE.fullmatch(self.host_resolv_conf):
             return [f"nameserver {ip}"]
         lines = []
         for line in self.host_resolv_conf.splitlines():
@@ -216,30 +231,60 @@ class Guardian:
             )
         if action not in ("up", "net-in") or not done.stdout:
             return {}
-        try:
-            told: JSON = json.loads(done.stdout)
-        except ValueError as err:
-            raise GuardianError(f"unmarshaling result from external networker: {err}") from err
-        return told
+        return _unmarshal(done.stdout)
+
+
+def _unmarshal(text: bytes) -> JSON:
+    """As Go's json.Unmarshal into what the plugin may answer: other members are ignored, null is nothing."""
+    complaint = "unmarshaling result from external networker: "
+    try:
+        told = json.loads(text)
+    except ValueError as err:
+        raise GuardianError(f"{complaint}{err}") from err
+    if not isinstance(told, dict | None):
+        raise GuardianError(f"{complaint}json: cannot unmarshal {told!r} into Go value")
+    read = {name: value for name, value in (told or {}).items() if name in _READ and value is not None}
+    for name, value in read.items():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if type(value) is not _READ[name] or not all(isinstance(one, str) for one in held):
+            raise GuardianError(f"{complaint}json: cannot unmarshal {value!r} into Go struct field {name}")
+    return read
 
 
 def _marshal(value: Any) -> bytes:
-    """As Go's json.Marshal: compact, maps in the order of their keys, `<`, `>` and `&` escaped, no line end."""
-    text = json.dumps(_sorted_maps(value), separators=(",", ":"), ensure_ascii=False)
+    """As Go's json.Marshal: compact, `<`, `>` and `&` escaped, no line end. Members are written in their order."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode()
 
 
-def _sorted_maps(value: Any) -> Any:
-    """Sorts what is a map in Go; what is a struct there keeps the order it was written in here."""
-    if isinstance(value, dict) and "Properties" in value:
-        return value | {"Properties": dict(sorted(value["Properties"].items()))}
-    return value
+def _rule(rule: JSON) -> JSON:
+    """A NetOutRule as Go writes it, whatever its client wrote: members in the struct's order, none that is zero."""
+    told = _struct(rule, "protocol", "networks", "ports", "icmps", "log", pointer="icmps")
+    for name in {"networks", "ports"} & told.keys():
+        told[name] = [_struct(one, "start", "end") for one in told[name]]
+    if "icmps" in told:
+        told["icmps"] = _struct(told["icmps"], "type", "code", pointer="code")
+    return told
 
 
-def main() -> None:
-    """Play one container's life."""
+def _struct(value: JSON, *names: str, pointer: str = "") -> JSON:
+    return {name: value[name] for name in names if value.get(name) or (name == pointer and value.get(name) is not None)}
+
+
+def _ip(text: str) -> str:
+    """As Go's net.ParseIP and back: what is no address is `<nil>`, one of IPv4 in IPv6 is of IPv4."""
+    try:
+        address = ipaddress.ip_address(text.replace("%", "no zone"))
+    except ValueError:
+        return "<nil>"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def main() -> int:
+    """Play one container's life; 1 when Guardian's client is told of an error."""
     parser = argparse.ArgumentParser(description="Play one container's life as Guardian does, and show each call.")
     parser.add_argument("--network-plugin", type=Path, required=True)
     parser.add_argument("--network-plugin-extra-arg", action="append", default=[])
@@ -250,6 +295,7 @@ def main() -> None:
     given = parser.parse_args()
     guardian = Guardian(given.network_plugin, given.depot, given.network_plugin_extra_arg)
     properties = dict(one.split("=", 1) for one in given.property)
+    code = 0
     rule = {
         "protocol": 1,
         "networks": [{"start": "192.0.2.2", "end": "192.0.2.2"}],
@@ -265,11 +311,13 @@ def main() -> None:
         guardian.destroy(given.handle)
     except GuardianError as err:
         print(f"Guardian's client is told: {err}")
+        code = 1
     for call in guardian.calls:
         print(f"{' '.join(call.argv)}\n  < {call.stdin.decode()}\n  > {call.code} {call.stdout.decode().rstrip()}")
         if call.stderr:
             print(f"  ! {call.stderr.decode().rstrip()}")
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
