@@ -8,24 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from conetd.errors import ConetError
+from conetd.garden.goscan import fault
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_WORDS = ("true", "false", "null")
-# What Python's parser calls a fault, and how Go goes on after "invalid character 'x'".
-_FAULTS = {
-    "Expecting value": "looking for beginning of value",
-    "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
-    "Illegal trailing comma before end of object": "looking for beginning of object key string",
-    "Illegal trailing comma before end of array": "looking for beginning of value",
-    "Expecting ':' delimiter": "after object key",
-    "Invalid control character at": "in string literal",
-    "Invalid \\escape": "in string escape code",
-    "Invalid \\uXXXX escape": "in \\u hexadecimal character escape",
-}
-_AFTER = {"{": "after object key:value pair", "[": "after array element", "": "after top-level value"}
-_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
-_QUOTED = {0x27: "\\'", 0x22: '"', 0x5C: "\\\\", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x08: "\\b", 0x0C: "\\f"}
-_QUOTED |= {0x07: "\\a", 0x0B: "\\v"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Encoder.SetEscapeHTML is on by default; the last two end a line in JavaScript.
 _ESCAPED = re.compile("[<>&\u2028\u2029]")
@@ -96,7 +81,7 @@ def first_value(body: bytes) -> Any:
     try:
         value, _ = _DECODER.raw_decode(text, start.end())
     except json.JSONDecodeError as err:
-        raise DecodeError(_fault(text, err)) from err
+        raise DecodeError(fault(text)) from err
     except RecursionError as err:
         raise DecodeError("exceeded max depth") from err
     return value
@@ -211,32 +196,6 @@ def kind_of(value: Any) -> str:
     if isinstance(value, Object):
         return "object"
     return {bool: "bool", str: "string", list: "array"}.get(type(value), "null")
-
-
-def _fault(text: str, err: json.JSONDecodeError) -> str:
-    rest = text[err.pos :]
-    cut_off = any(word.startswith(rest) for word in _WORDS) or rest in ("", "-")
-    if cut_off or not rest.strip(" \t\r\n") or err.msg.startswith("Unterminated string"):
-        return "unexpected EOF"
-    what = _FAULTS.get(err.msg) or _AFTER[_innermost(text[: err.pos])]
-    at = rest[1] if rest[0] == "\\" and len(rest) > 1 else rest[0]
-    # Go looks at bytes, and shows one as the character of that number
-    byte = at.encode("utf-8", "surrogateescape")[0]
-    shown = _QUOTED.get(byte) or chr(byte)
-    if not shown.isprintable():
-        shown = f"\\x{byte:02x}" if byte < 0x80 else f"\\u{byte:04x}"
-    return f"invalid character '{shown}' {what}"
-
-
-def _innermost(text: str) -> str:
-    """The bracket that is open at the end of the text; empty for none."""
-    opened = []
-    for token in _BRACKET.findall(text):
-        if token in "{[":
-            opened.append(token)
-        elif token in "}]" and opened:
-            opened.pop()
-    return opened[-1] if opened else ""
 
 
 def _constant(name: str) -> NoReturn:

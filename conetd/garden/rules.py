@@ -26,14 +26,24 @@ def net_in_entry(asked: NetIn, path: str = "") -> JSON:
     return {"host_port": asked.host_port, "container_port": asked.container_port}
 
 
-def net_in_entries(asked: Iterable[NetIn], path: str) -> list[JSON]:
-    """The entries for all of a container spec's `netin`; one that stands there twice is made once. Raises Invalid."""
-    entries: list[JSON] = []
+def net_in_entries(asked: Iterable[NetIn], standing: Sequence[JSON], path: str) -> list[JSON]:
+    """The entries of `net_in` with all of a container spec's `netin` behind those that stand. Raises Invalid.
+
+    A mapping of a host port that stands already, or is asked for twice, is there once.
+    """
+    entries = list(standing)
+    known = {_mapping(one) for one in standing if one.get("protocol", "tcp") == "tcp" and "host_ip" not in one}
     for number, one in enumerate(asked):
         entry = net_in_entry(one, f"{path}[{number}]")
-        if not one.host_port or entry not in entries:
+        if not one.host_port or _mapping(entry) not in known:
             entries.append(entry)
+            known.add(_mapping(entry))
     return entries
+
+
+def _mapping(entry: JSON) -> tuple[int, int]:
+    """Host and container port; 0 for the latter is the same number."""
+    return entry["host_port"], entry.get("container_port") or entry["host_port"]
 
 
 def net_out_entries(rules: Sequence[NetOutRule], *, ipv6: bool, path: str | None = None) -> list[JSON]:
@@ -75,7 +85,7 @@ def _entry(rule: NetOutRule, path: str, *, ipv6: bool) -> JSON | None:
         entry["networks"] = networks
     if rule.ports:
         entry["ports"] = [_port_range(one) for one in rule.ports]
-    if rule.icmps is not None and not (rule.protocol == ICMP and rule.icmps.type == _ANY_TYPE):
+    if rule.icmps is not None and rule.icmps.type != _ANY_TYPE:
         entry["icmps"] = {"type": rule.icmps.type, "code": rule.icmps.code}
     if rule.log:
         entry["log"] = True

@@ -53,7 +53,7 @@ class Garden:
         net_out = net_out_entries(self.net_out, ipv6=has_ipv6(lease), path="netout_rules")
         grown = {
             **document,
-            "net_in": [*document.get("net_in", ()), *net_in_entries(self.net_in, "netin")],
+            "net_in": net_in_entries(self.net_in, document.get("net_in", ()), "netin"),
             "net_out": [*net_out, *document.get("net_out", ())],
         }
         normalised = normalise(core, live, grown, "")

@@ -191,3 +191,5 @@ def _decoded(document: Mapping[str, Any], name: str, decode: Callable[[Any, Any,
     except DecodeError as err:
         path, complaint = next(iter(err.fields.items()))
         raise Invalid(f"{path} {complaint}", fields=err.fields) from err
+    except RecursionError as err:
+        raise Invalid(f"{name} is nested too deeply", fields={name: "is nested too deeply"}) from err

@@ -32,8 +32,8 @@ class RecordingService:
         if name not in _READS | _CHANGES:
             raise AttributeError(name)
 
-        def called(*args: Any) -> Any:
-            self.calls.append((name, *args))
+        def called(*args: Any, **options: Any) -> Any:
+            self.calls.append((name, *args, *options.items()))
             result = self.results.get(name)
             if isinstance(result, Future):
                 return result
@@ -52,6 +52,7 @@ class RecordingService:
 
 
 _READS = {"networks", "network", "containers", "container", "policy", "drivers", "status"}
+_READS |= {"info", "bulk_info", "metrics", "bulk_metrics"}
 _CHANGES = {
     "create_network",
     "replace_default_policy",
@@ -61,6 +62,8 @@ _CHANGES = {
     "replace_policy",
     "up",
     "down",
+    "net_in",
+    "net_out",
 }
 
 
