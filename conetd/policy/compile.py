@@ -15,6 +15,7 @@ Kind = Literal["ports", "plain", "rule"]
 
 _ANY_ADDRESS: dict[int, tuple[Span, ...]] = {4: ((0, 2**32 - 1),), 6: ((0, 2**128 - 1),)}
 _ANY_PROTOCOL = (0, 255)
+_REMEMBERED = 128  # rules; to look up a longer list takes as long as to compile it, and to keep many takes gigabytes
 _COMPARED = 64  # rules; with more it is taken for granted that one of them meets a rule that logs
 
 
@@ -44,7 +45,9 @@ def compile_rules(rules: Sequence[Rule], family: int) -> tuple[RuleGroup, ...]:
     the same come first, the others after it, so that few rules that log leave few groups. No group and no rule: no
     verdict.
     """
-    return _compile(tuple(rules), family)
+    if len(rules) > _REMEMBERED:
+        return _compile(rules, family)
+    return _recall(tuple(rules), family)
 
 
 def concerns(rule: Rule, family: int) -> bool:
@@ -58,7 +61,11 @@ def concerns(rule: Rule, family: int) -> bool:
 
 # Containers of a network share its default policy, whose rules are the very same objects each time.
 @lru_cache(maxsize=256)
-def _compile(rules: tuple[Rule, ...], family: int) -> tuple[RuleGroup, ...]:
+def _recall(rules: tuple[Rule, ...], family: int) -> tuple[RuleGroup, ...]:
+    return _compile(rules, family)
+
+
+def _compile(rules: Sequence[Rule], family: int) -> tuple[RuleGroup, ...]:
     found: list[RuleGroup] = []
     for verdict, run in groupby(rules, key=lambda rule: rule.verdict):
         silent: list[Rule] = []  # no group yet

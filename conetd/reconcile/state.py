@@ -16,7 +16,9 @@ from conetd.model import JSON, Attachment, Lease, Network
 from conetd.registry import Loaded
 from conetd.store import AttachmentRecord, HostPortRecord, NetworkRecord, encode
 
-_POLICIES_KEPT = 4096  # parsed policy documents; a document is parsed again when it has fallen out
+# Characters of policy documents that are kept parsed, which takes some ten times as many bytes. One that has fallen out
+# is parsed again.
+_POLICIES_KEPT = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Networks:
         self._drivers = drivers
         self._live: dict[str, LiveNetwork] = {}
         self._policies: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._kept = 0  # characters of all the documents in `_policies`
         self._lock = threading.Lock()
 
     def load(self, record: NetworkRecord) -> LiveNetwork:
@@ -94,14 +97,19 @@ class Networks:
 
     def keep_policy(self, live: LiveNetwork, document: JSON, parsed: Any) -> None:
         """Remember what a document of a network was parsed to."""
+        key = (live.record.name, encode(document))
         with self._lock:
-            self._policies[live.record.name, encode(document)] = parsed
-            while len(self._policies) > _POLICIES_KEPT:
-                self._policies.popitem(last=False)
+            if key not in self._policies:
+                self._kept += len(key[1])
+            self._policies[key] = parsed
+            while self._kept > _POLICIES_KEPT and len(self._policies) > 1:
+                (_, text), _ = self._policies.popitem(last=False)
+                self._kept -= len(text)
 
     def _forget_policies(self, name: str) -> None:
         for key in [key for key in self._policies if key[0] == name]:
             del self._policies[key]
+            self._kept -= len(key[1])
 
 
 def check_policy(driver: Driver[Any, Any], network: Network[Any], policy: Any, path: str, what: str) -> None:
