@@ -6,14 +6,13 @@ netplugin/external_networker.go.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from conetd.garden import gojson
 from conetd.garden.gojson import BadValue, Path
-from conetd.model import JSON, IPAddress
+from conetd.model import JSON, IPAddress, read_address
 
 ALL, TCP, UDP, ICMP, ICMPV6 = range(5)
 _HIGHEST_PORT = 65535
@@ -130,12 +129,9 @@ def _ip_address(value: Any, before: Any, path: Path) -> IPAddress | None:
     if not value:
         return None
     try:
-        address = ipaddress.ip_address("%" if "%" in value else value)
+        return read_address(value)
     except ValueError as err:
         raise BadValue(f"invalid IP address: {value}", path, f"is not an IP address (got {value})") from err
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
 
 
 def _code(value: Any, before: Any, path: Path) -> int | None:

@@ -1,5 +1,6 @@
 """The words of the domain as values: networks, attachments, leases, rules, and the names that follow from them."""
 
+from conetd.model.addresses import read_address
 from conetd.model.names import (
     attachment_key,
     check_handle,
@@ -60,4 +61,5 @@ __all__ = [
     "is_interface_name",
     "log_prefix",
     "network_key",
+    "read_address",
 ]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from marshmallow import ValidationError, fields
 
-from conetd.model import IPAddress, IPNetwork
+from conetd.model import IPAddress, IPNetwork, read_address
 
 T = TypeVar("T")
 
@@ -96,13 +96,11 @@ class Subnets(Described[tuple[IPNetwork, ...]]):
 def parse_address(value: Any, version: int | None = None) -> IPAddress:
     """The address a text means; an IPv4 address in IPv6 clothes is an IPv4 address. Raises ValidationError."""
     try:
-        if not isinstance(value, str) or "%" in value:
+        if not isinstance(value, str):
             raise ValueError
-        address = ipaddress.ip_address(value)
+        address = read_address(value)
     except ValueError:
         raise ValidationError("is not an IP address.") from None
-    if address.version == 6 and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
     if version is not None and address.version != version:
         raise ValidationError(f"must be an IPv{version} address.")
     return address
