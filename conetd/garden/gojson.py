@@ -54,6 +54,9 @@ class Mismatch(BadValue):
             self.args = (self.message,)
 
 
+_KINDS = {bool: "bool", str: "string", list: "array", dict: "object", int: "number", float: "number"}
+
+
 class Number(str):
     """A number as it was written: Go looks at the text, so `1.0` and `1e0` are no integers."""
 
@@ -87,17 +90,6 @@ def first_value(body: bytes) -> Any:
     return value
 
 
-def of_python(value: Any) -> Any:
-    """A value that was parsed already, as `first_value` would have returned it."""
-    if isinstance(value, dict):
-        return Object((name, of_python(one)) for name, one in value.items())
-    if isinstance(value, list):
-        return [of_python(one) for one in value]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return Number(value)
-    return value
-
-
 def encode(document: Any) -> bytes:
     """The document as Go's Encoder writes it: compact, `<`, `>` and `&` escaped, with a line end."""
     text = _SURROGATE.sub("\ufffd", _encode(document))
@@ -118,13 +110,13 @@ def struct(value: Any, kind: str, fields: Mapping[str, Decoder], path: Path, bef
     made = dict(before)
     if value is None:
         return made
-    if not isinstance(value, Object):
+    if not isinstance(value, (Object, dict)):
         raise mismatch(value, kind, path)
     try:
-        for name, member in value:
-            folded = fold(name)
-            if folded in fields:
-                made[folded] = fields[folded](member, made.get(folded), (*path, folded))
+        for name, member in value.items() if isinstance(value, dict) else value:
+            field = name if name in fields else fold(name)
+            if field in fields:
+                made[field] = fields[field](member, made.get(field), (*path, field))
     except Mismatch as err:
         err.belongs_to(kind)
         raise
@@ -153,13 +145,15 @@ def unsigned(kind: str, bits: int, highest: int | None = None) -> Decoder:
     def decode(value: Any, before: Any, path: Path) -> int:
         if value is None:
             return int(before or 0)
+        if type(value) is int and 0 <= value <= most:
+            return value
         if isinstance(value, Number) and value.isascii() and value.isdigit() and len(value) <= 20:
             number = int(value)
             if number <= most:
                 return number
         complaint = f"must be a whole number from 0 to {highest or most}"
         # for a type that takes numbers, and for no other, Go shows the number that it does not take
-        shown = f"number {value}" if isinstance(value, Number) else kind_of(value)
+        shown = f"number {value}" if kind_of(value) == "number" else kind_of(value)
         raise mismatch(value, kind, path, complaint, shown)
 
     return decode
@@ -185,7 +179,7 @@ def switch(value: Any, before: Any, path: Path) -> bool:
 
 def mismatch(value: Any, kind: str, path: Path, complaint: str = "", found: str = "") -> Mismatch:
     """The error for a value that does not go into a Go type; `found` is what the message calls it."""
-    shown = str(value) if isinstance(value, Number) else kind_of(value)
+    shown = str(value) if kind_of(value) == "number" else kind_of(value)
     return Mismatch(found or kind_of(value), kind, path, f"{complaint or f'cannot be {shown}'} (got {shown})")
 
 
@@ -195,7 +189,7 @@ def kind_of(value: Any) -> str:
         return "number"
     if isinstance(value, Object):
         return "object"
-    return {bool: "bool", str: "string", list: "array"}.get(type(value), "null")
+    return _KINDS.get(type(value), "null")
 
 
 def _constant(name: str) -> NoReturn:

@@ -12,7 +12,7 @@ from marshmallow import Schema, ValidationError, fields, post_load, validate, va
 
 from conetd.documents import load, strict
 from conetd.errors import Invalid
-from conetd.garden.gojson import DecodeError, Path, of_python
+from conetd.garden.gojson import DecodeError, Path
 from conetd.garden.wire import NetIn, NetOutRule, net_ins, net_out_rules
 from conetd.model import JSON, is_interface_name
 from conetd.model.names import NETWORK_NAME
@@ -187,9 +187,7 @@ def _properties(document: Mapping[str, Any]) -> dict[str, str]:
 def _decoded(document: Mapping[str, Any], name: str, decode: Callable[[Any, Any, Path], T]) -> T:
     """A list in Garden's words, read as Garden reads it. Raises Invalid."""
     try:
-        return decode(of_python(document.get(name)), None, (name,))
+        return decode(document.get(name), None, (name,))
     except DecodeError as err:
         path, complaint = next(iter(err.fields.items()))
         raise Invalid(f"{path} {complaint}", fields=err.fields) from err
-    except RecursionError as err:
-        raise Invalid(f"{name} is nested too deeply", fields={name: "is nested too deeply"}) from err
