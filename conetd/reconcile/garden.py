@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from conetd.errors import ConetError, Conflict, Exhausted, Invalid
 from conetd.garden.answers import UnknownHandle, net_in_response
@@ -20,7 +21,7 @@ from conetd.garden.wire import NetIn, NetOutRule
 from conetd.model import JSON, PROTOCOL_NAMES, TCP, PortRequest
 from conetd.ports import overlaps
 from conetd.reconcile.core import Core
-from conetd.reconcile.policies import Change, apply, commit, new_change, normalise, write_changes
+from conetd.reconcile.policies import Change, apply, commit, new_change, parse, write_changes
 from conetd.reconcile.state import LiveNetwork, has_ipv6, takes_garden
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers
 
@@ -45,6 +46,7 @@ class Prepared:
 
     target: Target
     normalised: JSON
+    policy: Any
 
 
 Edit = Callable[[Target], JSON]
@@ -72,7 +74,7 @@ def find(core: Core, handle: str) -> Target:
 def prepare(core: Core, handle: str, edit: Edit) -> Prepared:
     """Make and check the new document. Changes nothing; may run beside the lane."""
     target = find(core, handle)
-    return Prepared(target, normalise(core, target.live, edit(target), ""))
+    return Prepared(target, *parse(core, target.live, edit(target), ""))
 
 
 def with_net_in(core: Core, asked: NetIn) -> Edit:
@@ -160,7 +162,7 @@ def _carry_out(core: Core, event: str, prepared: Prepared, answer: Callable[[Cha
     started = time.monotonic()
     target = prepared.target
     handle, network = target.record.handle, target.record.network
-    change = _wish(core, target, prepared.normalised)
+    change = _wish(core, prepared)
     told = answer(change)
 
     def write(db: sqlite3.Connection) -> None:
@@ -179,10 +181,12 @@ def _carry_out(core: Core, event: str, prepared: Prepared, answer: Callable[[Cha
     return told
 
 
-def _wish(core: Core, target: Target, document: JSON) -> Change:
+def _wish(core: Core, prepared: Prepared) -> Change:
     """The change, its ports settled. Errors about ports come as they are: Garden's caller wrote no document."""
+    target, db = prepared.target, core.database.reader()
+    document, policy = prepared.normalised, prepared.policy
     try:
-        return new_change(core, core.database.reader(), target.container, target.live, target.record, document)
+        return new_change(core, db, target.container, target.live, target.record, document, policy)
     except Exhausted as err:
         raise Exhausted("port pool is exhausted") from err
     except (Conflict, Invalid) as err:

@@ -61,12 +61,17 @@ def check_documents(core: Core, documents: Mapping[str, JSON]) -> dict[str, JSON
 
 def normalise(core: Core, live: LiveNetwork, document: JSON, path: str) -> JSON:
     """One policy document as its driver's schema dumps it. Raises Invalid with complaints under `path`."""
+    return parse(core, live, document, path)[0]
 
-    def check() -> JSON:
+
+def parse(core: Core, live: LiveNetwork, document: JSON, path: str) -> tuple[JSON, Any]:
+    """The same, and what the schema loads it to, for those who go on with it at once."""
+
+    def check() -> tuple[JSON, Any]:
         parsed = core.networks.policy(live, document, path)
         dumped: JSON = live.loaded.driver.policy_schema().dump(parsed)
         core.networks.keep_policy(live, dumped, parsed)
-        return dumped
+        return dumped, parsed
 
     return core.ask(live.loaded, "policy_schema", check)
 
@@ -179,12 +184,15 @@ def new_change(
     live: LiveNetwork,
     record: AttachmentRecord,
     document: JSON,
+    policy: Any = None,
 ) -> Change:
     """The document as the wish for one attachment, its ports bound beside those that are held already.
 
+    `policy` is what the document was parsed to, if that is known.
     Raises Invalid, and Conflict and Exhausted for a port; then nothing is held that was not before.
     """
-    policy = core.networks.policy(live, document, f"networks.{record.network}")
+    if policy is None:
+        policy = core.networks.policy(live, document, f"networks.{record.network}")
     requests = core.ask(live.loaded, "port_requests", lambda: live.loaded.driver.port_requests(policy))
     old = containers.host_ports(db, record.handle, record.network)
     ports = core.ports.settle(record.handle, record.network, requests, old)

@@ -92,12 +92,14 @@ class Networks:
         what = f'policy for network "{live.record.name}"'
         parsed = load(live.loaded.driver.policy_schema(), document, path, what=what)
         check_policy(live.loaded.driver, live.network, parsed, path, what)
-        self.keep_policy(live, document, parsed)
+        self._keep(key, parsed)
         return parsed
 
     def keep_policy(self, live: LiveNetwork, document: JSON, parsed: Any) -> None:
         """Remember what a document of a network was parsed to."""
-        key = (live.record.name, encode(document))
+        self._keep((live.record.name, encode(document)), parsed)
+
+    def _keep(self, key: tuple[str, str], parsed: Any) -> None:
         with self._lock:
             if key not in self._policies:
                 self._kept += len(key[1])

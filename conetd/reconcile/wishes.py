@@ -14,7 +14,7 @@ from conetd.model import JSON, Attachment, Lease, Requested
 from conetd.plan import PortMapping
 from conetd.reconcile.core import Core
 from conetd.reconcile.joins import choose_default_routes, name_interfaces
-from conetd.reconcile.policies import normalise
+from conetd.reconcile.policies import parse
 from conetd.reconcile.state import LiveNetwork, attachment_value, has_ipv6, takes_garden
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, Join, containers
 
@@ -46,19 +46,22 @@ class Garden:
     net_out: Sequence[NetOutRule] = ()
     placed: tuple[str, JSON] | None = None
 
-    def place(self, core: Core, live: LiveNetwork, lease: Lease, document: JSON) -> JSON:
-        """The document with what was brought along, on the first network whose policy can hold it. Raises Invalid."""
+    def place(self, core: Core, live: LiveNetwork, lease: Lease, document: JSON) -> Any:
+        """The policy of the document with what was brought along, on the first network that can hold it; else None.
+
+        Raises Invalid.
+        """
         if not (self.net_in or self.net_out) or self.placed is not None or not takes_garden(live):
-            return document
+            return None
         net_out = net_out_entries(self.net_out, ipv6=has_ipv6(lease), path="netout_rules")
         grown = {
             **document,
             "net_in": net_in_entries(self.net_in, document.get("net_in", ()), "netin"),
             "net_out": [*net_out, *document.get("net_out", ())],
         }
-        normalised = normalise(core, live, grown, "")
+        normalised, policy = parse(core, live, grown, "")
         self.placed = (live.record.name, normalised)
-        return normalised
+        return policy
 
 
 def new_wishes(
@@ -94,9 +97,10 @@ def new_wishes(
             if old is not None and old.default_route == record.default_route and old.position == record.position:
                 continue
             document = own[record.network][1] if record.network in own else live.record.default_policy
-            if garden is not None:
-                document = garden.place(core, live, record.lease, document)
-            made.append(_wish(core, db, container, live, replace(record, rev=core.revisions.next()), document, old))
+            policy = None if garden is None else garden.place(core, live, record.lease, document)
+            if policy is None:
+                policy = core.networks.policy(live, document)
+            made.append(_wish(core, db, container, live, replace(record, rev=core.revisions.next()), policy, old))
     except BaseException:
         for wish in made:
             give_back(core, wish)
@@ -116,10 +120,9 @@ def _wish(
     container: ContainerRecord,
     live: LiveNetwork,
     record: AttachmentRecord,
-    document: JSON,
+    policy: Any,
     old: AttachmentRecord | None,
 ) -> Wish:
-    policy = core.networks.policy(live, document)
     requests = core.ask(live.loaded, "port_requests", lambda: live.loaded.driver.port_requests(policy))
     held = containers.host_ports(db, record.handle, record.network) if old is not None else ()
     ports = core.ports.settle(record.handle, record.network, requests, held)
