@@ -79,6 +79,9 @@ async def _serve(
             await doors.open(private_application(service, reads), private)
             # What was imported and set up lives as long as the process: no collection need walk over it.
             gc.freeze()
+            # A long policy is tens of thousands of objects that live on; to walk over all others for each few hundred
+            # of them took longer than to read it.
+            gc.set_threshold(20_000, 20, 20)
             notifier.send("READY=1")
             _LOG.info("serving", extra={"version": __version__, "ms": round((time.monotonic() - started) * 1000)})
             async with _watchdog(notifier):
