@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import attach, crowd, dataplane, flight, peers, policy, start
+from bench import attach, crowd, dataplane, flight, garden, peers, policy, start
 from bench.client import Failed
 from bench.lab import Lab
 from bench.scale import FULL, QUICK, Scale
@@ -24,7 +24,7 @@ from bench.table import Report
 
 _ROOT = Path(__file__).parents[1]
 _PROGRAMS = ("ip", "nft", "setpriv", "unshare", "mount")
-PARTS = ("attach", "flight", "policy", "dataplane", "start")
+PARTS = ("attach", "flight", "policy", "dataplane", "garden", "start")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,6 +130,8 @@ def _chosen(directory: Path, report: Report, scale: Scale, parts: list[str]) -> 
         chosen.append(("peers", in_lab("peers", lambda lab: peers.measure(lab, report, scale, rates))))
     if "policy" in parts or "dataplane" in parts:
         chosen.append(("policies and packets", in_lab("crowd", with_crowd)))
+    if "garden" in parts:
+        chosen.append(("Garden's calls", in_lab("garden", lambda lab: garden.measure(lab, report, scale))))
     if "start" in parts:
         chosen.append(("start", in_lab("start", lambda lab: start.measure(lab, report, scale))))
     return chosen

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.client import Failed, ask, request
 
+T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _WARDEN = Path(__file__).with_name("warden.py")
 _PATIENCE_S = 60.0
@@ -233,7 +234,7 @@ def _live_namespaces() -> int:
     return 0
 
 
-def rounds(items: Sequence[str], number: int) -> list[str]:
+def rounds(items: Sequence[T], number: int) -> list[T]:
     """The items in another order at each round, so that none is always the first."""
     shift = number % len(items)
     return [*items[shift:], *items[:shift]]

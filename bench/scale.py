@@ -23,7 +23,9 @@ class Scale:
     """Times a policy is replaced, for each of its sizes."""
     streams: int
     """Pairs of streams and of bursts of connections."""
+    bulks: int
+    """Containers that get a long list of Garden's rules."""
 
 
-FULL = Scale((0, 100, 500, 1000), groups=8, flight=96, peers=64, others=1000, policies=25, streams=9)
-QUICK = Scale((0, 100), groups=2, flight=32, peers=32, others=100, policies=5, streams=3)
+FULL = Scale((0, 100, 500, 1000), groups=8, flight=96, peers=64, others=1000, policies=25, streams=9, bulks=15)
+QUICK = Scale((0, 100), groups=2, flight=32, peers=32, others=100, policies=5, streams=3, bulks=3)
