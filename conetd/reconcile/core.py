@@ -56,6 +56,8 @@ class Core:
     """(handle, network) to the host's links of each attachment that stands."""
     rounds: int = 0
     """How often everything was compared with the kernel since the start."""
+    filter_problem: str | None = None
+    """Why the packet filter is not what it should be, since somebody else changed it."""
     packet_log: LogReader | None = None
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """(handle or "", network) to what is wrong there and not yet repaired."""

@@ -156,11 +156,20 @@ def start_foreign(core: Core, name: str) -> None:
 
 
 def tend_filter(core: Core) -> None:
-    """If somebody else changed the packet filter, make it hold what it should. Runs in the kernel lane."""
+    """If somebody else changed the packet filter, make it hold what it should. Runs in the kernel lane.
+
+    Raises what keeps it from that, which `GET /status` says until it has succeeded.
+    """
     if not core.kernel.filter.disturbed():
+        core.filter_problem = None
         return
     wanted = wanted_filter(core, [one for some in all_wishes(core).values() for one in some])
-    drifts = core.kernel.filter.sync(wanted)
+    try:
+        drifts = core.kernel.filter.sync(wanted)
+    except ConetError as err:
+        core.filter_problem = err.message
+        raise
+    core.filter_problem = None
     if drifts:
         log.warning("filter repaired", extra={"drifts": len(drifts), "first": str(drifts[0])})
 

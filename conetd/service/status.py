@@ -35,11 +35,11 @@ def status(core: Core, ready: Future[None] | None) -> tuple[bool, JSON]:
         if one.error is not None or one.rev != one.applied_rev
     ]
     failed = ready.exception() if ready is not None and ready.done() else None
-    healthy = recovered and not problems and not broken
+    healthy = recovered and not problems and not broken and core.filter_problem is None
     told: JSON = {
         "status": "ok" if healthy else "degraded" if recovered else "failed" if failed else "starting",
         "version": __version__,
-        "filter": {"backend": core.kernel.filter.name} if recovered else None,
+        "filter": _filter(core) if recovered else None,
         "attachments_not_as_wanted": problems,
         "networks_not_as_wanted": broken,
         "foreign_drops": _foreign_drops(),
@@ -52,6 +52,13 @@ def status(core: Core, ready: Future[None] | None) -> tuple[bool, JSON]:
     if failed is not None:
         told["problem"] = str(failed)
     return healthy, told
+
+
+def _filter(core: Core) -> JSON:
+    told: JSON = {"backend": core.kernel.filter.name}
+    if core.filter_problem is not None:
+        told["problem"] = core.filter_problem
+    return told
 
 
 def _foreign_drops() -> list[JSON]:

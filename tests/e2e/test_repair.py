@@ -45,6 +45,25 @@ def test_an_interface_that_was_deleted_in_the_container_comes_back(world: World)
     eventually(lambda: daemon.get("/status").status == 200, "all is as wanted again")
 
 
+def test_rules_that_cannot_be_put_back_are_told_until_they_are(world: World) -> None:
+    daemon, web = world.daemon, world.container("web")
+    daemon.network(deny_networks=["192.0.2.0/24"])
+    daemon.bring_up("web", web)
+    thief = world.host.popen(["nft", "-i"], stdin=-1, stdout=-1, text=True, bufsize=1)
+    assert thief.stdin is not None
+    # nobody but that process may change a table it owns, and it goes with the process
+    thief.stdin.write("delete table inet conetd; add table inet conetd { flags owner; }\n")
+    status = eventually(lambda: (told := daemon.get("/status")).status == 503 and told.body, "the status says so")
+    assert status["status"] == "degraded"
+    assert "Operation not permitted" in status["filter"]["problem"]
+    thief.stdin.close()
+    thief.wait(10)
+    eventually(lambda: daemon.get("/status").status == 200, "all is as wanted again")
+    assert daemon.get("/status").body["filter"] == {"backend": "nftables"}
+    with serving(world.outside, 7000):
+        assert ask(web, "192.0.2.2", 7000) == "refused"
+
+
 def test_a_sound_host_is_left_alone(world: World) -> None:
     daemon, web = world.daemon, world.container("web")
     daemon.network(subnet6="fd00:10::/64")

@@ -32,6 +32,7 @@ class NftablesBackend:
         self._whole = False  # whether the mirror is all there should be, so that the rest may be removed
         self._closed: dict[Place, float] = {}  # links that are shut, since when
         self._generation = listings.generation(self._netlink)
+        self._suspect = False  # whether the tables may not be what they should be, though nobody changes them any more
         self._listed: tuple[int, Listing] | None = None
 
     def apply(self, put: Sequence[FilterObject] = (), drop: Sequence[tuple[str, str]] = ()) -> None:
@@ -58,9 +59,9 @@ class NftablesBackend:
         """See FilterBackend. A call also removes what kept the links of endpoints shut that are gone."""
         self._tidy()
         now = listings.generation(self._netlink)
-        changed = now != self._generation
+        self._suspect |= now != self._generation
         self._generation = now
-        return changed
+        return self._suspect
 
     def set_opened(self, version: int, uplinks: Sequence[str]) -> None:
         """See FilterBackend."""
@@ -123,9 +124,11 @@ class NftablesBackend:
         self._generation = before
         refused = self._send_both(work.prepare, work.switch)
         if refused is not None:
+            self._suspect = True
             raise refused
         self._mirror = mirror
         self._known = True
+        self._suspect = False
         # Those of an earlier run, too: whoever kept a link shut then does not remember it now.
         self._note_links([(name, key) for name in CLOSED for key in listing.elements.get(name, ())], ())
         self._note_links([*shut, *closed], links)
