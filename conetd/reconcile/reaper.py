@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from conetd.errors import ConetError
+from conetd.errors import ConetError, Conflict
 from conetd.model import IPAddress
 from conetd.plan import Endpoint, Plan, Veth
 from conetd.reconcile.state import Claims
@@ -118,6 +119,8 @@ class Reaper:
 
     def _remove(self, remains: Sequence[Remains]) -> None:
         """Remove all of it, or put it back and raise."""
+        # A down that was repeated meanwhile adds what is gone by now, or has come up anew.
+        remains = [one for one in remains if self._is_leaving(one.record)]
         if not remains:
             return
         try:
@@ -135,7 +138,17 @@ class Reaper:
             for one in remains:
                 containers.delete_attachment(db, one.record.handle, one.record.network)
                 containers.delete_if_unwanted(db, one.record.handle)
+                # Before others see that the row is gone: the next life of the handle may claim the same at once.
+                self._claims.give_back(one.record.network, one.record.handle, one.record.lease.claims)
 
-        self._database.write(write, durable=False)
-        for one in remains:
-            self._claims.give_back(one.record.network, one.record.handle, one.record.lease.claims)
+        try:
+            self._database.write(write, durable=False)
+        except BaseException:
+            for one in remains:
+                with contextlib.suppress(Conflict):  # whoever was that quick is refused by the store
+                    self._claims.take(one.record.network, one.record.handle, one.record.lease.claims)
+            raise
+
+    def _is_leaving(self, record: AttachmentRecord) -> bool:
+        rows = containers.attachments_of(self._database.reader(), record.handle)
+        return any(row.leaving and (row.network, row.rev) == (record.network, record.rev) for row in rows)

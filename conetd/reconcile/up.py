@@ -167,7 +167,9 @@ def commit(core: Core, jobs: Sequence[UpJob]) -> list[BaseException | None]:
         for wish in jobs[0].wishes:
             give_back(core, wish)
         if isinstance(err, sqlite3.IntegrityError):
-            return [Conflict(f'a network that container "{jobs[0].handle}" joins was deleted meanwhile')]
+            if err.sqlite_errorname == "SQLITE_CONSTRAINT_FOREIGNKEY":
+                return [Conflict(f'a network that container "{jobs[0].handle}" joins was deleted meanwhile')]
+            return [Conflict(f'what container "{jobs[0].handle}" was to get is held by another: {err}')]
         return [err]
     return [None] * len(jobs)
 

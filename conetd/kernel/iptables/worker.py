@@ -195,10 +195,9 @@ def main(channel: Connection, namespace: int) -> None:
     tables = Tables4And6()
     while True:
         try:
-            request = channel.recv()
-        except EOFError:
+            channel.send(_answer(tables, channel.recv()))
+        except (EOFError, ConnectionError):  # the latter when the daemon was killed in the middle of a request
             return
-        channel.send(_answer(tables, request))
 
 
 if __name__ == "__main__":
