@@ -29,15 +29,21 @@ def net_in_entry(asked: NetIn, path: str = "") -> JSON:
 def net_in_entries(asked: Iterable[NetIn], standing: Sequence[JSON], path: str) -> list[JSON]:
     """The entries of `net_in` with all of a container spec's `netin` behind those that stand. Raises Invalid.
 
-    A mapping of a host port that stands already, or is asked for twice, is there once.
+    A mapping of a host port that stands already, or is asked for twice, is there once; one that leads elsewhere is
+    refused.
     """
     entries = list(standing)
-    known = {_mapping(one) for one in standing if one.get("protocol", "tcp") == "tcp" and "host_ip" not in one}
+    leads = dict(_mapping(one) for one in standing if one.get("protocol", "tcp") == "tcp" and "host_ip" not in one)
     for number, one in enumerate(asked):
         entry = net_in_entry(one, f"{path}[{number}]")
-        if not one.host_port or _mapping(entry) not in known:
+        host_port, container_port = _mapping(entry)
+        there = leads.get(host_port) if host_port else None
+        if there not in (None, container_port):
+            complaint = f"host port {host_port}/tcp leads to container port {there} already, not to {container_port}"
+            raise _invalid(f"{path}[{number}]", "host_port", complaint)
+        if there is None:
             entries.append(entry)
-            known.add(_mapping(entry))
+            leads[host_port] = container_port
     return entries
 
 

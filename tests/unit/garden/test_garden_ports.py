@@ -88,6 +88,15 @@ def test_a_mapping_that_the_policy_has_already_is_not_made_again(entry: Any, cou
     assert (entries[0], len(entries)) == (entry, count)
 
 
+@pytest.mark.parametrize("standing", [(), ({"host_port": 80, "container_port": 8081, "protocol": "tcp"},)])
+def test_a_host_port_that_leads_elsewhere_already_is_refused_at_its_place_in_the_list(standing: Any) -> None:
+    asked = [NetIn(0, 80), NetIn(80, 8081), NetIn(80, 8080)]
+    with pytest.raises(Invalid) as refused:
+        net_in_entries(asked, standing, "netin")
+    complaint = "host port 80/tcp leads to container port 8081 already, not to 8080"
+    assert refused.value.fields == {"netin[2].host_port": complaint}
+
+
 ports = st.integers(0, 65535)
 
 
