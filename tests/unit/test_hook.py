@@ -52,6 +52,9 @@ def hangs_up(connection: socket.socket) -> None:
     """Read the request, then close without a word, as a daemon that is killed does."""
 
 
+STOPPING = says("503 Service Unavailable", b'{"error": {"code": "unavailable", "message": "conetd is stopping"}}')
+
+
 class Daemon:
     """Answers one connection after the other, each as the next entry of `answers` says."""
 
@@ -115,7 +118,7 @@ def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
     return text
 
 
-@pytest.mark.parametrize("action", ["up", "down"])
+@pytest.mark.parametrize("action", ["up", "down", "net-in", "net-out", "bulk-net-out"])
 def test_one_post_carries_stdin_unread(path: Path, serve: Callable[..., Daemon], action: str) -> None:
     daemon = serve(says("200 OK", b"{}"))
     assert run(command(path, action=action)).returncode == 0
@@ -238,6 +241,47 @@ def test_a_daemon_that_goes_away_is_asked_again(path: Path, serve: Callable[...,
     assert (result.returncode, result.stdout) == (0, b"at last")
     assert len(daemon.requests) == 3
     assert len(set(daemon.requests)) == 1
+
+
+def key(request: bytes) -> bytes:
+    """The name the hook gave its request."""
+    [found] = [line for line in request.split(b"\r\n") if line.startswith(b"Idempotency-Key: ")]
+    return found.partition(b" ")[2]
+
+
+def test_every_attempt_of_a_process_has_one_key_and_every_process_another(
+    path: Path, serve: Callable[..., Daemon]
+) -> None:
+    daemon = serve(hangs_up, STOPPING, says("200 OK", b"{}"), says("200 OK", b"{}"))
+    for _ in range(2):
+        assert run(command(path, action="net-in")).returncode == 0
+    first, again, once_more, another = map(key, daemon.requests)
+    assert first == again == once_more
+    assert another != first
+    assert 1 <= len(first) <= 255
+
+
+def test_a_daemon_that_is_stopping_is_asked_again(path: Path, serve: Callable[..., Daemon]) -> None:
+    daemon = serve(STOPPING, STOPPING, says("200 OK", b"at last"))
+    result = run(command(path))
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"at last", b"")
+    assert len(set(daemon.requests)) == 1
+
+
+def test_a_daemon_that_goes_on_stopping_is_given_up_in_its_own_words(path: Path, serve: Callable[..., Daemon]) -> None:
+    daemon = serve(*[STOPPING] * 100)
+    result = run(command(path, "--timeout", "0.3", action="net-out"))
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert one_line(result) == "conet-hook: net-out web-1: conetd is stopping\n"
+    assert 1 < len(daemon.requests) < 100
+
+
+def test_flags_may_come_before_the_engines_own(path: Path, serve: Callable[..., Daemon]) -> None:
+    """As Guardian calls its plugin: whatever --network-plugin-extra-arg says, then the action."""
+    daemon = serve(says("200 OK", b"{}"))
+    argv = [str(HOOK), "--socket", str(path), "--timeout=5", "--action", "bulk-net-out", "--handle", "web-1"]
+    assert run(argv).returncode == 0
+    assert daemon.requests[0].startswith(b"POST /containers/web-1/bulk-net-out HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["no socket file", "a stale socket file"])
