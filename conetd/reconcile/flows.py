@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from conetd.kernel.conntrack import Conntrack
@@ -61,6 +62,22 @@ class Flows:
         if judged:
             ending += self._forbidden([flow for flow in flows if flow.source in judged], after, network)
         self._conntrack.delete(dict.fromkeys(ending))
+
+    def end_forbidden(self, judged: Sequence[tuple[EndpointPolicy, Collection[IPAddress], NetworkFilter]]) -> None:
+        """End the flows that addresses opened which their policy, and then their network's rules, do not accept.
+
+        Walks the table once for all of them.
+        """
+        if not judged:
+            return
+        opened: defaultdict[IPAddress, list[Flow]] = defaultdict(list)
+        for flow in self._conntrack.flows_of([address for _, addresses, _ in judged for address in addresses]):
+            opened[flow.source].append(flow)
+        self._conntrack.delete(
+            flow
+            for policy, addresses, network in judged
+            for flow in self._forbidden([flow for one in addresses for flow in opened[one]], policy, network)
+        )
 
     def forget(self, addresses: Collection[IPAddress]) -> None:
         """End every flow from or to these addresses, whose containers are gone."""

@@ -183,15 +183,15 @@ def remove_network(core: Core, live: LiveNetwork) -> None:
     core.on_lane(adjust_forwarding, core)
 
 
-def _difference(there: NetworkRecord, wanted: NetworkRecord) -> str:
-    """Which field differs first, with both values."""
+def _difference(there: NetworkRecord, wanted: NetworkRecord, but: Collection[str] = ()) -> str:
+    """Which field differs first, with both values; `but` are fields of `config` that may."""
     if there.type != wanted.type:
         return f"its type is {there.type}, not {wanted.type}"
     for field, has, wants in (
         ("config", there.config, wanted.config),
         ("default_policy", there.default_policy, wanted.default_policy),
     ):
-        for key in sorted(_differing(has, wants)):
+        for key in sorted(_differing(has, wants) - set(but if field == "config" else ())):
             return f"its {field}.{key} is {_shown(has, key)}, not {_shown(wants, key)}"
     return "it differs"
 
@@ -222,7 +222,7 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
                 count = "1 container is" if attached == 1 else f"{attached} containers are"
                 raise Conflict(
                     f'network "{name}" of the settings cannot replace the stored one while {count} attached: '
-                    f"{_difference(there, wanted.record)}"
+                    f"{_difference(there, wanted.record, wanted.loaded.driver.live_config)}"
                 )
             core.replaced.append(core.networks.get(name))
         record = replace(wanted.record, declared=True, rev=rev)

@@ -110,15 +110,19 @@ def _remove_replaced(core: Core) -> None:
 
 def _end_forbidden(core: Core, wishes: Iterable[Wish]) -> None:
     """End the flows that a network forbids whose config the settings changed while its containers stayed."""
+    judged = []
     for wish in wishes:
         live = wish.live
         if live.record.rev == live.record.applied_rev or not is_planned(live):
             continue
-        held = {kind: core.kernel.filter.held(kind, wish.value.key) for kind in ("Endpoint", "EndpointPolicy")}
+        endpoint, policy = (core.kernel.filter.held(kind, wish.value.key) for kind in ("Endpoint", "EndpointPolicy"))
         network = core.kernel.filter.held("NetworkFilter", live.network.key)
-        endpoint, policy = held["Endpoint"], held["EndpointPolicy"]
         if isinstance(endpoint, Endpoint) and isinstance(policy, EndpointPolicy) and isinstance(network, NetworkFilter):
-            core.flows.settle(None, policy, endpoint.addresses, network)
+            judged.append((policy, endpoint.addresses, network))
+    try:
+        core.flows.end_forbidden(judged)
+    except ConetError as err:
+        log.error("flows that are forbidden now may go on", extra={"error": err.message})
 
 
 def _hold_ports(core: Core, living: Sequence[ContainerRecord]) -> None:

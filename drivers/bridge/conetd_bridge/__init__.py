@@ -18,9 +18,7 @@ class BridgeDriver(PlannedDriver[BridgeConfig, BridgePolicy]):
 
     api_version = 1
     capabilities: ClassVar[frozenset[str]] = frozenset({"garden"})
-    live_config: ClassVar[frozenset[str]] = frozenset(
-        {"deny_networks", "allow_host_access", "dns_servers", "search_domains"}
-    )
+    live_config: ClassVar[frozenset[str]] = frozenset({"deny_networks", "dns_servers", "search_domains"})
     config_schema = ConfigSchema
     policy_schema = PolicySchema
 
