@@ -15,8 +15,10 @@ Kind = Literal["ports", "plain", "rule"]
 
 _ANY_ADDRESS: dict[int, tuple[Span, ...]] = {4: ((0, 2**32 - 1),), 6: ((0, 2**128 - 1),)}
 _ANY_PROTOCOL = (0, 255)
-_REMEMBERED = 128  # rules; to look up a longer list takes as long as to compile it, and to keep many takes gigabytes
+# Rules and their destinations. To look up a longer list takes as long as to compile it; to keep many takes gigabytes.
+_REMEMBERED = 256
 _COMPARED = 64  # rules; with more it is taken for granted that one of them meets a rule that logs
+_PAIRS = 1 << 17  # of destinations, in one list; with more likewise. They take some 50 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def compile_rules(rules: Sequence[Rule], family: int) -> tuple[RuleGroup, ...]:
     the same come first, the others after it, so that few rules that log leave few groups. No group and no rule: no
     verdict.
     """
-    if len(rules) > _REMEMBERED:
+    if sum(len(rule.destinations) + 1 for rule in rules) > _REMEMBERED:
         return _compile(rules, family)
     return _recall(tuple(rules), family)
 
@@ -67,17 +69,21 @@ def _recall(rules: tuple[Rule, ...], family: int) -> tuple[RuleGroup, ...]:
 
 def _compile(rules: Sequence[Rule], family: int) -> tuple[RuleGroup, ...]:
     found: list[RuleGroup] = []
+    left = _PAIRS
     for verdict, run in groupby(rules, key=lambda rule: rule.verdict):
         silent: list[Rule] = []  # no group yet
+        waiting = 0  # destinations of `silent`, anywhere counted as one
         for rule in run:
             if not concerns(rule, family):
                 continue
             if not rule.log:
                 silent.append(rule)
+                waiting += max(len(rule.destinations), 1)
                 continue
-            if len(silent) > _COMPARED or any(_meet(one, rule) for one in silent):
+            left -= waiting * max(len(rule.destinations), 1)
+            if len(silent) > _COMPARED or left < 0 or any(_meet(one, rule) for one in silent):
                 found += _union(verdict, silent, family)
-                silent = []
+                silent, waiting = [], 0
             narrowed = _narrow(rule, family)
             if narrowed is not None:
                 found.append(RuleGroup(verdict, True, rule.origin, "rule", rule=narrowed))

@@ -168,6 +168,17 @@ def test_with_many_rules_before_it_a_rule_that_logs_is_not_compared_with_each() 
     assert [group.log for group in compile_rules(given_rules, 4)] == [False, True]
 
 
+@pytest.mark.parametrize(("count", "logs"), [(300, [True, False]), (400, [False, True])])
+def test_rules_of_very_many_destinations_are_not_compared_with_each_other(count: int, logs: list[bool]) -> None:
+    def scattered(network: int) -> tuple[AddressRange, ...]:
+        base = int(IPv4Address(f"{network}.0.0.0"))
+        return tuple(AddressRange(IPv4Address(base + 2 * one), IPv4Address(base + 2 * one)) for one in range(count))
+
+    silent, logging = (Rule(Verdict.ACCEPT, TCP, scattered(network)) for network in (10, 11))
+
+    assert [group.log for group in compile_rules([silent, replace(logging, log=True)], 4)] == logs
+
+
 def test_ports_of_a_destination_that_is_open_anyway_are_left_out() -> None:
     assert [group.kind for group in compile_rules([rule("10.0.0.5/32", TCP, 80), rule("10.0.0.0/8")], 4)] == ["plain"]
 
