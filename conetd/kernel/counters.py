@@ -19,10 +19,11 @@ def received_and_sent(netns: Namespace, interface: str) -> tuple[int, int]:
     Raises KernelError when there is no such interface.
     """
     with inside(netns):
-        lines = _TABLE.read_text().splitlines()
+        lines = _TABLE.read_bytes().split(b"\n")
+    # bytes: whoever rules the container names its interfaces, and a name need be no text
     for line in lines:
-        name, colon, numbers = line.partition(":")
-        if colon and name.strip() == interface:
+        name, colon, numbers = line.partition(b":")
+        if colon and name.strip() == interface.encode():
             columns = numbers.split()
             return int(columns[0]), int(columns[_SENT])
     raise KernelError("get", f"link '{interface}'", errno.ENODEV)
