@@ -203,6 +203,13 @@ def test_a_refusal_is_told_in_the_daemons_words(path: Path, serve: Callable[...,
     assert one_line(result) == 'conet-hook: up web-1: there is no network "blue" at all\n'
 
 
+def test_a_handle_that_no_container_can_have_is_down(path: Path, serve: Callable[..., Daemon]) -> None:
+    said = {"error": {"code": "invalid", "message": "handle 'a b' is not allowed"}}
+    serve(says("422 Unprocessable Entity", json.dumps(said).encode()))
+    result = run(command(path, handle="a b", action="down"), b"null")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
 def test_a_refusal_in_other_words_is_shown_with_its_status(path: Path, serve: Callable[..., Daemon]) -> None:
     serve(says("500 Internal Server Error", b"<h1>oh</h1>\nno"))
     result = run(command(path))
