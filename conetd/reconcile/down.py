@@ -172,9 +172,12 @@ def discard(
 def note_failure(core: Core, record: AttachmentRecord, error: ConetError) -> None:
     """Keep what went wrong where `GET /status` and the patrol find it."""
     core.problems[record.handle, record.network] = error.message
-    core.database.write(
-        lambda db: containers.attachment_failed(db, record.handle, record.network, error.message), durable=False
-    )
+    try:
+        core.database.write(
+            lambda db: containers.attachment_failed(db, record.handle, record.network, error.message), durable=False
+        )
+    except ConetError as err:  # it is known until the next start, which looks for itself
+        log.error("a failure could not be recorded", extra={"handle": record.handle, "error": err.message})
 
 
 def _result(job: DownJob, failures: dict[tuple[str, str], ConetError]) -> JSON | BaseException:

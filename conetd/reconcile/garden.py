@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conetd.errors import ConetError, Conflict, Exhausted, Invalid
+from conetd.errors import ConetError, Conflict, DriverError, Exhausted, Invalid
 from conetd.garden.answers import UnknownHandle, net_in_response
 from conetd.garden.rules import net_in_entry, net_out_entries
 from conetd.garden.wire import NetIn, NetOutRule
 from conetd.model import JSON, PROTOCOL_NAMES, TCP, PortRequest
 from conetd.ports import overlaps
 from conetd.reconcile.core import Core
-from conetd.reconcile.policies import Change, apply, commit, new_change, parse, write_changes
+from conetd.reconcile.policies import Change, apply, commit, new_change, parse, take_back, write_changes
 from conetd.reconcile.state import LiveNetwork, has_ipv6, takes_garden
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers
 
@@ -53,14 +53,20 @@ Edit = Callable[[Target], JSON]
 """The document after the change. Raises Invalid and Conflict."""
 
 
+def living(core: Core, handle: str) -> ContainerRecord:
+    """The container, which for Garden is there while it is up. Raises UnknownHandle."""
+    container = containers.container(core.database.reader(), handle)
+    if container is None or container.life is None:
+        raise UnknownHandle(handle)
+    return container
+
+
 def find(core: Core, handle: str) -> Target:
     """The attachment that Garden's requests are about. Raises UnknownHandle unless the container is up, Invalid when
     it is on no network that can hold what they say.
     """
+    container = living(core, handle)
     db = core.database.reader()
-    container = containers.container(db, handle)
-    if container is None or container.life is None:
-        raise UnknownHandle(handle)
     for record in containers.attachments_of(db, handle):
         live = core.networks.get(record.network)
         if record.leaving or not takes_garden(live):
@@ -107,17 +113,22 @@ def net_in(core: Core, handle: str, asked: NetIn, prepared: Prepared, call: str 
     Conflict naming who holds the port, Exhausted when the pool is empty, and DriverError: then all is as before.
     """
     db = core.database.reader()
+    prepared = fresh(core, handle, prepared, with_net_in(core, asked))
     answered = containers.garden_answer(db, handle, call) if call is not None else None
     if answered is not None:
+        _make_sure(core, prepared.target)
         return net_in_response(**answered)  # the store sorts an object's names
-    prepared = _fresh(core, handle, prepared, with_net_in(core, asked))
     standing = _standing(core, prepared.target, asked)
     if standing is not None and prepared.target.origin == _ORIGIN:
+        _make_sure(core, prepared.target)
         return net_in_response(standing.port.host_port, standing.port.container_port)
 
     def answer(change: Change) -> JSON:
-        [port] = [standing] if standing is not None else [one for one in change.ports if one not in change.old_ports]
-        return net_in_response(port.port.host_port, port.port.container_port)
+        if standing is None and not change.ports:
+            who = change.live.loaded
+            raise DriverError(f"driver {who.type} ({who.distribution} {who.version}) publishes nothing for net_in")
+        port = (standing or change.ports[-1]).port  # the entry that was added is the last
+        return net_in_response(port.host_port, port.container_port)
 
     return _carry_out(core, "net in", prepared, answer, call)
 
@@ -127,19 +138,36 @@ def net_out(core: Core, handle: str, rules: Sequence[NetOutRule], prepared: Prep
     as before.
     """
     edit = with_net_out(rules, bulk=bulk)
-    prepared = _fresh(core, handle, prepared, edit)
+    prepared = fresh(core, handle, prepared, edit)
     before, after = (one.get("net_out", []) for one in (prepared.target.document, prepared.normalised))
     added = len(after) - len(before)
-    if added == 0 or (prepared.target.origin == _ORIGIN and after[:added] == before[:added]):
+    if added == 0:
+        return
+    if prepared.target.origin == _ORIGIN and after[:added] == before[:added]:
+        _make_sure(core, prepared.target)
         return
     _carry_out(core, "net out", prepared, lambda change: {}, None)
 
 
-def _fresh(core: Core, handle: str, prepared: Prepared, edit: Edit) -> Prepared:
-    """What was prepared, unless the policy has become another since: in a container's turn only by a new default."""
+def _make_sure(core: Core, target: Target) -> None:
+    """Have the kernel hold what stands in the store, where an earlier try was cut off. Raises DriverError."""
+    if target.record.rev == target.record.applied_rev and target.record.error is None:
+        return
+    db = core.database.reader()
+    change = new_change(core, db, target.container, target.live, target.record, target.document)
+    commit(core, [change], lambda db: write_changes(db, [change]))
+    for error in apply(core, [change]).values():
+        raise error
+
+
+def fresh(core: Core, handle: str, prepared: Prepared, edit: Edit) -> Prepared:
+    """What was prepared, unless the policy has become another since, or the container has gone down.
+
+    In a container's turn the one comes of a new default policy, the other of the recovery at a start.
+    """
     was = prepared.target.record
     for now in containers.attachments_of(core.database.reader(), handle):
-        if (now.network, now.rev) == (was.network, was.rev):
+        if (now.network, now.rev, now.leaving) == (was.network, was.rev, False):
             return prepared
     return prepare(core, handle, edit)
 
@@ -163,7 +191,11 @@ def _carry_out(core: Core, event: str, prepared: Prepared, answer: Callable[[Cha
     target = prepared.target
     handle, network = target.record.handle, target.record.network
     change = _wish(core, prepared)
-    told = answer(change)
+    try:
+        told = answer(change)
+    except BaseException:
+        take_back(core, [change])
+        raise
 
     def write(db: sqlite3.Connection) -> None:
         containers.put_policy(db, handle, network, _ORIGIN, prepared.normalised)

@@ -101,7 +101,7 @@ def replace_policies(core: Core, handle: str, normalised: Mapping[str, JSON]) ->
             if before != after or record.rev != record.applied_rev:
                 changes.append(new_change(core, db, container, live, record, after))
     except BaseException:
-        _take_back(core, changes)
+        take_back(core, changes)
         raise
 
     def write(db: sqlite3.Connection) -> None:
@@ -140,7 +140,7 @@ def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwor
             container = containers.container(db, attachment.handle) or ContainerRecord(attachment.handle)
             changes.append(new_change(core, db, container, after, attachment, normalised))
     except BaseException:
-        _take_back(core, changes)
+        take_back(core, changes)
         raise
 
     def write(db: sqlite3.Connection) -> None:
@@ -200,7 +200,8 @@ def new_change(
     return Change(live, wished, policy, ports, old, attachment_value(wished, ports, container.labels))
 
 
-def _take_back(core: Core, changes: Sequence[Change]) -> None:
+def take_back(core: Core, changes: Sequence[Change]) -> None:
+    """Give back the ports that were bound for changes which were not committed."""
     for one in changes:
         core.ports.keep_only(*one.key, [port.port for port in one.old_ports])
 
@@ -210,7 +211,7 @@ def commit(core: Core, changes: Sequence[Change], write: Callable[[sqlite3.Conne
     try:
         core.database.write(write)
     except BaseException:
-        _take_back(core, changes)
+        take_back(core, changes)
         raise
 
 
@@ -240,7 +241,10 @@ def apply(core: Core, changes: Sequence[Change]) -> dict[tuple[str, str], ConetE
         core.problems.pop(one.key, None)
         done.append((one.record.rev, one.record.answer, *one.key))
     if done:
-        core.database.write(lambda db: containers.attachments_applied(db, done), durable=False)
+        try:
+            core.database.write(lambda db: containers.attachments_applied(db, done), durable=False)
+        except ConetError as err:  # the kernel holds it all the same; the patrol looks at it again
+            log.error("what is in force could not be recorded", extra={"error": err.message})
     return failures
 
 

@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 
 from conetd.errors import ConetError, DriverError
 from conetd.garden import answers
-from conetd.garden.answers import UnknownHandle
 from conetd.kernel.counters import received_and_sent
 from conetd.model import JSON
 from conetd.reconcile.answers import attachment
 from conetd.reconcile.core import Core
+from conetd.reconcile.garden import living
 from conetd.reconcile.namespace import container_netns
-from conetd.store import ContainerRecord, containers
+from conetd.store import containers
 
 _HEALTHCHECK = ("healthcheck", "network.healthcheck")  # Guardian strips `network.`
 
 
 def info(core: Core, handle: str) -> JSON:
     """ContainerInfo of a container that is up. Raises UnknownHandle."""
-    container = _up(core, handle)
+    container = living(core, handle)
     standing = _attachments(core, handle)
     ports = [port for one in standing for port in one["mapped_ports"]]
     return answers.info(standing, ports, core.external_ip, container.properties)
@@ -31,7 +31,7 @@ def metrics(core: Core, handle: str) -> JSON:
     Also null for what the engine called a health check. Raises UnknownHandle, and DriverError when the interface
     cannot be read.
     """
-    container = _up(core, handle)
+    container = living(core, handle)
     interface = answers.identity(_attachments(core, handle)).interface
     if not interface or any(container.properties.get(name) == "true" for name in _HEALTHCHECK):
         return answers.metrics(None)
@@ -65,13 +65,6 @@ def _attempt(read: Callable[[Core, str], JSON], core: Core, handle: str) -> JSON
         return read(core, handle)
     except ConetError as err:
         return err
-
-
-def _up(core: Core, handle: str) -> ContainerRecord:
-    container = containers.container(core.database.reader(), handle)
-    if container is None or container.life is None:
-        raise UnknownHandle(handle)
-    return container
 
 
 def _attachments(core: Core, handle: str) -> list[JSON]:

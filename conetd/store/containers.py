@@ -205,6 +205,7 @@ def leave(db: sqlite3.Connection, handle: str, network: str) -> None:
         (handle, network),
     )
     db.execute("DELETE FROM host_ports WHERE handle = ? AND network = ?", (handle, network))
+    db.execute("DELETE FROM garden_answers WHERE handle = ?", (handle,))  # they tell of host ports
 
 
 def delete_attachment(db: sqlite3.Connection, handle: str, network: str) -> None:
