@@ -61,7 +61,7 @@ def run(settings: Settings, *, debug: bool = False) -> int:
 async def _serve(
     service: Service, settings: Settings, public: ListeningSocket, private: ListeningSocket, started: float
 ) -> None:
-    from conetd.api.private import private_application
+    from conetd.api.private import LINE_MAX, private_application
     from conetd.api.public import public_application
     from conetd.api.server import Doors
 
@@ -76,7 +76,7 @@ async def _serve(
         recovered.add_done_callback(lambda done: stopping.set() if done.exception() else None)
         try:
             await doors.open(public_application(service, reads), public)
-            await doors.open(private_application(service, reads), private)
+            await doors.open(private_application(service, reads), private, LINE_MAX)
             # What was imported and set up lives as long as the process: no collection need walk over it.
             gc.freeze()
             # A long policy is tens of thousands of objects that live on; to walk over all others for each few hundred

@@ -41,7 +41,7 @@ def refuse(error: ConetError, raised: web.HTTPException | None) -> web.Response:
     if isinstance(raised, web.HTTPNotFound):
         return _plain(404, "404 page not found")
     if isinstance(raised, web.HTTPMethodNotAllowed):
-        return _plain(405, "Method Not Allowed", {"Allow": raised.headers["Allow"]})
+        return _plain(405, "Method Not Allowed", {"Allow": ", ".join(sorted(raised.allowed_methods))})
     status = error.status if isinstance(error, Forbidden) else error_status(error)
     return _answer(error_object(error), status)
 

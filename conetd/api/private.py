@@ -16,6 +16,9 @@ from conetd.api.service import Service
 from conetd.api.sockets import peer_uid
 from conetd.garden import wire
 
+# bytes, as in Go's net/http: Garden's bulk requests name all containers of a host in their first line
+LINE_MAX = 1 << 20
+
 
 def private_application(service: Service, reads: Executor) -> web.Application:
     """The private socket's application, which answers root and the daemon's own user alone."""

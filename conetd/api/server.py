@@ -23,8 +23,8 @@ class Doors:
         self._listening: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
 
-    async def open(self, app: web.Application, listening: ListeningSocket) -> None:
-        """Answer requests on the socket, those also that came since it listens."""
+    async def open(self, app: web.Application, listening: ListeningSocket, line_max: int = 8190) -> None:
+        """Answer requests on the socket, those also that came since it listens. `line_max`: bytes of a request line."""
         loop = asyncio.get_running_loop()
         runner = web.AppRunner(app, shutdown_timeout=self._patience_s)
         await runner.setup()
@@ -34,7 +34,7 @@ class Doors:
 
         def connection() -> asyncio.BaseProtocol:
             # No access log, and None is how to say so: the middleware writes an event for what changes something.
-            return _Connection(manager, loop=loop, access_log=None, logger=_LOG)  # type: ignore[arg-type]
+            return _Connection(manager, loop=loop, access_log=None, logger=_LOG, max_line_size=line_max)  # type: ignore[arg-type]
 
         self._listening.append(await loop.create_server(connection, sock=listening.socket, backlog=BACKLOG))
 

@@ -111,7 +111,7 @@ def struct(value: Any, kind: str, fields: Mapping[str, Decoder], path: Path, bef
     if value is None:
         return made
     if not isinstance(value, (Object, dict)):
-        raise mismatch(value, kind, path)
+        raise mismatch(value, kind, path, "must be an object")
     try:
         for name, member in value.items() if isinstance(value, dict) else value:
             field = name if name in fields else fold(name)
@@ -131,7 +131,7 @@ def array(value: Any, one: Decoder, kind: str, path: Path, before: Sequence[Any]
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise mismatch(value, kind, path)
+        raise mismatch(value, kind, path, "must be a list")
     there = before or ()
     return tuple(
         one(member, there[index] if index < len(there) else None, (*path, index)) for index, member in enumerate(value)
@@ -177,10 +177,10 @@ def switch(value: Any, before: Any, path: Path) -> bool:
     return value
 
 
-def mismatch(value: Any, kind: str, path: Path, complaint: str = "", found: str = "") -> Mismatch:
+def mismatch(value: Any, kind: str, path: Path, complaint: str, found: str = "") -> Mismatch:
     """The error for a value that does not go into a Go type; `found` is what the message calls it."""
     shown = str(value) if kind_of(value) == "number" else kind_of(value)
-    return Mismatch(found or kind_of(value), kind, path, f"{complaint or f'cannot be {shown}'} (got {shown})")
+    return Mismatch(found or kind_of(value), kind, path, f"{complaint} (got {shown})")
 
 
 def kind_of(value: Any) -> str:

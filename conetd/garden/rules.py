@@ -7,7 +7,6 @@ kawasaki/iptables/rule_translator.go; the rest is what iptables says of the rule
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from conetd.errors import Invalid
 from conetd.garden.wire import ALL, ICMP, ICMPV6, TCP, UDP, IPRange, NetIn, NetOutRule, PortRange
@@ -126,5 +125,4 @@ def _port_range(ports: PortRange) -> JSON:
 def _invalid(path: str, field: str, complaint: str, *, plain: bool = False) -> Invalid:
     """The refusal of a field. `plain`: the message is Garden's own, which says nothing but the complaint."""
     where = f"{path}.{field}" if path else field
-    message: Any = complaint if plain else f"{where}: {complaint}"
-    return Invalid(message, fields={where: complaint})
+    return Invalid(complaint if plain else f"{where}: {complaint}", fields={where: complaint})

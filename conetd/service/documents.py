@@ -21,6 +21,7 @@ from conetd.store import Join
 
 T = TypeVar("T")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_RULES_AT_ONCE = 200  # of Garden's, which take some 10 us each to read
 _LABEL_MOST = 255  # characters of a label's name or value
 
 
@@ -153,6 +154,12 @@ def policies(document: Any) -> dict[str, JSON]:
     """Network to policy document; the drivers check each. Raises Invalid."""
     loaded: dict[str, JSON] = load(PolicySchema(), document, what="policy")["networks"]
     return loaded
+
+
+def is_long(document: Any) -> bool:
+    """Whether `up_request` takes more than a few milliseconds for this body."""
+    lists = (document.get(name) for name in ("netin", "netout_rules")) if isinstance(document, Mapping) else ()
+    return any(isinstance(one, list) and len(one) > _RULES_AT_ONCE for one in lists)
 
 
 def up_request(document: Any) -> UpRequest:

@@ -34,6 +34,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _OFF_LANE_THREADS = 32  # jobs that wait for foreign drivers; more wait in line
+_CHECK_THREADS = 4  # that check long documents
 
 
 class Service:
@@ -48,6 +49,7 @@ class Service:
         self._core: Core = assemble(settings, dict(ports or {}), self._process_ended)
         self._turns: Turnstile[Any] = Turnstile()
         self._off_lane = ThreadPoolExecutor(_OFF_LANE_THREADS, thread_name_prefix="off-lane")
+        self._checks = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="check")
         self._patrol = Patrol(self._core, self._submit_repair, self._submit_network)
         self._ready: Future[None] | None = None
         self._ending = threading.Lock()  # a stop may come before the recovery is through
@@ -83,6 +85,7 @@ class Service:
         with self._ending:
             self._ended = True
         self._patrol.stop()
+        self._checks.shutdown(wait=True)
         self._off_lane.shutdown(wait=True)
         end(self._core)
 
@@ -195,7 +198,7 @@ class Service:
 
         def start() -> Future[JSON]:
             # Checking a long document takes many milliseconds, in which the lane can do something else.
-            checked = self._off_lane.submit(check_documents, self._core, wanted)
+            checked = self._checks.submit(check_documents, self._core, wanted)
             foreign = self._touches_foreign(handle, list(wanted))
             return _then(checked, lambda normalised: self._place(foreign, partial(work, normalised)))
 
@@ -204,15 +207,21 @@ class Service:
     def up(self, handle: str, body: Any) -> Future[JSON]:
         """Bring a container up; `body` is what the engine says of it."""
         check_handle(handle)
+        if documents.is_long(body):
+            # read beside the threads that others wait for, and in the container's turn, lest a down goes before
+            return self._turn(
+                handle,
+                lambda: _then(self._checks.submit(documents.up_request, body), partial(self._begin_up, handle)),
+            )
         asked = documents.up_request(body)
+        return self._turn(handle, lambda: self._begin_up(handle, asked))
+
+    def _begin_up(self, handle: str, asked: documents.UpRequest) -> Future[JSON]:
         job = UpJob(handle, asked.pid, asked.properties, Garden(asked.net_in, asked.net_out))
-
-        def start() -> Future[JSON]:
-            if is_mixed(self._core, job):
-                return self._off_lane.submit(bring_up_mixed, self._core, job)
-            return self._core.lane.group(self._bring_up, job)
-
-        answered = self._turn(handle, start)
+        if is_mixed(self._core, job):
+            answered = self._off_lane.submit(bring_up_mixed, self._core, job)
+        else:
+            answered = self._core.lane.group(self._bring_up, job)
         return _map(answered, partial(garden.plugin_up, self._core)) if asked.plugin else answered
 
     def net_in(self, handle: str, asked: NetIn, call: str | None = None) -> Future[JSON]:
@@ -253,9 +262,8 @@ class Service:
         """Change a policy as Garden asks: the long document is checked beside the lane, in the container's turn."""
 
         def start() -> Future[T]:
-            prepared = self._off_lane.submit(prepare, self._core, handle, edit)
-            foreign = self._touches_foreign(handle, ())
-            return _then(prepared, lambda ready: self._place(foreign, partial(work, ready)))
+            prepared = self._checks.submit(prepare, self._core, handle, edit)
+            return _then(prepared, lambda ready: self._place(not is_planned(ready.target.live), partial(work, ready)))
 
         return self._turn(handle, start)
 

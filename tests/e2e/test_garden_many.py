@@ -140,3 +140,12 @@ def test_hundreds_that_log_are_in_force_each(lab: Lab, garden: Garden, a: Machin
         with Talk(a.netns, TCP4, f"192.0.2.{65 + number % 5}", FIRST + number) as talk:
             assert talk.first in (OPENED, REFUSED)  # at the last nothing answers
     assert [event["destination_port"] for event in events(lab, since, 2)] == [str(FIRST), str(FIRST + 399)]
+
+
+@pytest.mark.parametrize("what", ["info", "metrics"])
+def test_one_request_asks_about_all_the_containers_that_a_host_may_have(lab: Lab, a: Machine, what: str) -> None:
+    handles = [str(a), *(f"app-instance-{number:024}-{number:012}" for number in range(1500))]
+    answer = lab.daemon.call("GET", f"/garden/containers/bulk_{what}?handles={','.join(handles)}", private=True)
+    assert answer.status == 200
+    assert set(answer.body) == set(handles)
+    assert [handle for handle, told in answer.body.items() if told["Err"] is None] == [str(a)]

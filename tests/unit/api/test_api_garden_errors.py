@@ -122,6 +122,14 @@ def test_a_name_of_a_request_has_bounds(doors: Any, key: str, length: int) -> No
     assert doors.service.calls == []
 
 
+def test_a_name_of_a_request_is_ascii(doors: Any) -> None:
+    head = f"POST {CONTAINER}/net/in HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+    reply = doors.private.raw(head.encode() + b"Idempotency-Key: k\xff\r\n\r\n{}")
+    assert reply.startswith(b"HTTP/1.1 500 ")
+    assert b"Idempotency-Key is ASCII text, not 'k" in reply
+    assert doors.service.calls == []
+
+
 @pytest.mark.parametrize(("method", "rest"), [("POST", "net/in"), ("GET", "info")])
 def test_a_bug_is_500_and_tells_nothing_of_itself(
     doors: Any, method: str, rest: str, caplog: pytest.LogCaptureFixture

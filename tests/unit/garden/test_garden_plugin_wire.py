@@ -143,12 +143,12 @@ def test_an_oci_state_is_no_call_of_guardian_s() -> None:
 @pytest.mark.parametrize(
     ("lists", "field", "complaint"),
     [
-        ({"netin": {}}, "netin", "cannot be object (got object)"),
-        ({"netin": [5]}, "netin[0]", "cannot be 5 (got 5)"),
+        ({"netin": {}}, "netin", "must be a list (got object)"),
+        ({"netin": [5]}, "netin[0]", "must be an object (got 5)"),
         ({"netin": [{}, {"host_port": -1}]}, "netin[1].host_port", "must be a whole number from 0 to 65535 (got -1)"),
         ({"netin": [{"host_port": 80.0}]}, "netin[0].host_port", "must be a whole number from 0 to 65535 (got 80.0)"),
         ({"netin": [{"host_port": True}]}, "netin[0].host_port", "must be a whole number from 0 to 65535 (got bool)"),
-        ({"netout_rules": "all"}, "netout_rules", "cannot be string (got string)"),
+        ({"netout_rules": "all"}, "netout_rules", "must be a list (got string)"),
         (
             {"netout_rules": [{"protocol": "tcp"}]},
             "netout_rules[0].protocol",
