@@ -14,7 +14,7 @@ setup:
 # Real packets on a machine that others use as well: what fails is asked once more, and said.
 # Most of it waits for packets that must not come, so there is one worker more than there are processors.
 test: setup
-	$(BIN)/pytest --reruns 1 --numprocesses $$(($$(nproc) + 1)) --dist loadfile
+	$(BIN)/pytest -raR --reruns 1 --numprocesses $$(($$(nproc) + 1)) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff format --check
