@@ -16,7 +16,7 @@ from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, Plan
 from conetd.reconcile.core import Core, attachment_context, guard, is_planned
 from conetd.reconcile.down import note_failure
 from conetd.reconcile.namespace import container_netns
-from conetd.reconcile.state import LiveNetwork, attachment_value
+from conetd.reconcile.state import LiveNetwork, attachment_value, parse_policy
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers, networks
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def parse(core: Core, live: LiveNetwork, document: JSON, path: str) -> tuple[JSO
     """The same, and what the schema loads it to, for those who go on with it at once."""
 
     def check() -> tuple[JSON, Any]:
-        parsed = core.networks.policy(live, document, path)
+        parsed = parse_policy(live, document, path)
         dumped: JSON = live.loaded.driver.policy_schema().dump(parsed)
         core.networks.keep_policy(live, dumped, parsed)
         return dumped, parsed

@@ -89,9 +89,7 @@ class Networks:
             if key in self._policies:
                 self._policies.move_to_end(key)
                 return self._policies[key]
-        what = f'policy for network "{live.record.name}"'
-        parsed = load(live.loaded.driver.policy_schema(), document, path, what=what)
-        check_policy(live.loaded.driver, live.network, parsed, path, what)
+        parsed = parse_policy(live, document, path)
         self._keep(key, parsed)
         return parsed
 
@@ -112,6 +110,14 @@ class Networks:
         for key in [key for key in self._policies if key[0] == name]:
             del self._policies[key]
             self._kept -= len(key[1])
+
+
+def parse_policy(live: LiveNetwork, document: JSON, path: str) -> Any:
+    """What the network's driver makes of a policy document. Raises Invalid with complaints under `path`."""
+    what = f'policy for network "{live.record.name}"'
+    parsed = load(live.loaded.driver.policy_schema(), document, path, what=what)
+    check_policy(live.loaded.driver, live.network, parsed, path, what)
+    return parsed
 
 
 def check_policy(driver: Driver[Any, Any], network: Network[Any], policy: Any, path: str, what: str) -> None:
