@@ -25,12 +25,12 @@ from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
 from conetd.reconcile.wishes import Garden
 from conetd.service import documents, garden, views
 from conetd.service.assembly import assemble, begin, end, uplink_mtu
+from conetd.service.futures import mapped, then
 from conetd.service.patrol import Patrol
 from conetd.service.status import status
 from conetd.settings import Settings
 from conetd.store import containers
 
-S = TypeVar("S")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _OFF_LANE_THREADS = 32  # jobs that wait for foreign drivers; more wait in line
@@ -200,7 +200,7 @@ class Service:
             # Checking a long document takes many milliseconds, in which the lane can do something else.
             checked = self._checks.submit(check_documents, self._core, wanted)
             foreign = self._touches_foreign(handle, list(wanted))
-            return _then(checked, lambda normalised: self._place(foreign, partial(work, normalised)))
+            return then(checked, lambda normalised: self._place(foreign, partial(work, normalised)))
 
         return self._turn(handle, start)
 
@@ -211,7 +211,7 @@ class Service:
             # read beside the threads that others wait for, and in the container's turn, lest a down goes before
             return self._turn(
                 handle,
-                lambda: _then(self._checks.submit(documents.up_request, body), partial(self._begin_up, handle)),
+                lambda: then(self._checks.submit(documents.up_request, body), partial(self._begin_up, handle)),
             )
         asked = documents.up_request(body)
         return self._turn(handle, lambda: self._begin_up(handle, asked))
@@ -222,7 +222,7 @@ class Service:
             answered = self._off_lane.submit(bring_up_mixed, self._core, job)
         else:
             answered = self._core.lane.group(self._bring_up, job)
-        return _map(answered, partial(garden.plugin_up, self._core)) if asked.plugin else answered
+        return mapped(answered, partial(garden.plugin_up, self._core)) if asked.plugin else answered
 
     def net_in(self, handle: str, asked: NetIn, call: str | None = None) -> Future[JSON]:
         """Garden's NetIn; answers its two ports when the kernel holds the mapping. `call` names the request, so that
@@ -263,7 +263,7 @@ class Service:
 
         def start() -> Future[T]:
             prepared = self._checks.submit(prepare, self._core, handle, edit)
-            return _then(prepared, lambda ready: self._place(not is_planned(ready.target.live), partial(work, ready)))
+            return then(prepared, lambda ready: self._place(not is_planned(ready.target.live), partial(work, ready)))
 
         return self._turn(handle, start)
 
@@ -319,38 +319,3 @@ class Service:
             self._turn(handle, start)
         except ConetError:
             log.debug("stopping; the next start finds that the process has ended", extra={"handle": handle})
-
-
-def _map(first: Future[S], function: Callable[[S], T]) -> Future[T]:
-    """What the function makes of the result of `first`; or the error of `first`."""
-
-    def apply(result: S) -> Future[T]:
-        done: Future[T] = Future()
-        done.set_result(function(result))
-        return done
-
-    return _then(first, apply)
-
-
-def _then(first: Future[S], start: Callable[[S], Future[T]]) -> Future[T]:
-    """What `start` comes to with the result of `first`, begun when that is done; or the error of `first`."""
-    outer: Future[T] = Future()
-
-    def settle(done: Future[Any]) -> None:
-        error = done.exception()
-        if error is not None:
-            outer.set_exception(error)
-        else:
-            outer.set_result(done.result())
-
-    def go_on(done: Future[Any]) -> None:
-        if done.exception() is not None:
-            settle(done)
-            return
-        try:
-            start(done.result()).add_done_callback(settle)
-        except BaseException as err:  # whoever waits for `outer` has to hear of it
-            outer.set_exception(err)
-
-    first.add_done_callback(go_on)
-    return outer
