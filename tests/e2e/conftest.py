@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Lab, build
+from garden import Garden
+from lab import Lab, Machine, build
 from pytest_netns import Netns, NetnsFactory
 from traffic import FLOWS, Flow
 from world import Daemon, World
@@ -71,6 +72,32 @@ def lab(built: Lab) -> Lab:
     """The module's lab at rest: no container has a policy of its own."""
     built.reset()
     return built
+
+
+@pytest.fixture
+def a(lab: Lab) -> Machine:
+    """The lab's container of that name, as far as its module has made one."""
+    return lab.containers["a"]
+
+
+@pytest.fixture
+def b(lab: Lab) -> Machine:
+    """See `a`."""
+    return lab.containers["b"]
+
+
+@pytest.fixture
+def c(lab: Lab) -> Machine:
+    """See `a`."""
+    return lab.containers["c"]
+
+
+@pytest.fixture
+def garden(lab: Lab) -> Iterator[Garden]:
+    """A client of Garden's; what it asked for is taken back after the test."""
+    client = Garden(lab.daemon)
+    yield client
+    client.reset()
 
 
 @pytest.fixture(params=FLOWS, ids=str)

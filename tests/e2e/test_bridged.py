@@ -37,16 +37,6 @@ def built(bare_lab: Lab) -> Lab:
 
 
 @pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
-@pytest.fixture
 def guests(lab: Lab) -> Iterator[Callable[..., Machine]]:
     """Makes containers that are gone after the test."""
     made: list[Machine] = []

@@ -33,21 +33,6 @@ def built(bare_lab: Lab) -> Lab:
     return lab
 
 
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
-@pytest.fixture
-def c(lab: Lab) -> Machine:
-    return lab.containers["c"]
-
-
 def to(address: str, end: str | None = None) -> dict[str, Any]:
     """A net_out rule that opens an address, or a range, to all protocols."""
     return {"networks": [{"start": address, "end": end or address}]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,18 +26,6 @@ def built(bare_lab: Lab) -> Lab:
     for flow in (TCP4, UDP4):
         lab.serve(lab.outside, flow)
     return lab
-
-
-@pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
 
 
 @pytest.fixture

@@ -46,23 +46,6 @@ def declare(lab: Lab, deny_networks: list[str]) -> None:
 
 
 @pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
-@pytest.fixture
 def guest(lab: Lab) -> Iterator[Machine]:
     """A container that may go down."""
     machine = lab.container("guest", {"network": "blue", "ip": "10.10.0.77"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,18 +29,6 @@ def built(bare_lab: Lab) -> Lab:
             for start in (FIRST, SECOND):
                 lab.serve(lab.outside, flow, start + number)
     return lab
-
-
-@pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
 
 
 def lot(start: int, protocol: int = TCP, **more: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -29,23 +28,6 @@ def built(bare_lab: Lab) -> Lab:
         lab.serve(machine, UDP4)
     lab.serve(lab.host, UDP4)
     return lab
-
-
-@pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
 
 
 # Which ports

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -31,23 +31,6 @@ def built(bare_lab: Lab) -> Lab:
         for port in SERVED:
             lab.serve(lab.outside, flow, port)
     return lab
-
-
-@pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
 
 
 @pytest.fixture

@@ -39,28 +39,6 @@ def built(bare_lab: Lab) -> Lab:
 
 
 @pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
-@pytest.fixture
-def c(lab: Lab) -> Machine:
-    return lab.containers["c"]
-
-
-@pytest.fixture
 def d(lab: Lab) -> Machine:
     return lab.containers["d"]
 

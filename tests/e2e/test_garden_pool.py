@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from garden import TCP4, Garden, bind, is_free, listing, refusal, refusing_kernel, translations
 from lab import OUTSIDE, SERVICE, UP, Lab, Machine
@@ -25,23 +23,6 @@ def built(bare_lab: Lab) -> Lab:
         lab.container(name, "blue")
         lab.serve(lab.containers[name], TCP4)
     return lab
-
-
-@pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
 
 
 def after(port: int, steps: int = 1) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,28 +24,6 @@ def built(bare_lab: Lab) -> Lab:
         lab.serve(lab.containers[name], TCP4)
     Garden(lab.daemon).net_in("a", PUBLISHED, SERVICE)
     return lab
-
-
-@pytest.fixture
-def garden(lab: Lab) -> Iterator[Garden]:
-    client = Garden(lab.daemon)
-    yield client
-    client.reset()
-
-
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
-@pytest.fixture
-def c(lab: Lab) -> Machine:
-    return lab.containers["c"]
 
 
 # From other machines and from the host

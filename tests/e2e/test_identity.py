@@ -52,16 +52,6 @@ def built(bare_lab: Lab) -> Lab:
     return lab
 
 
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
 @pytest.fixture(params=["b", "outside", "c", "host"])
 def target(lab: Lab, request: pytest.FixtureRequest, bridge_nf: int) -> Machine:
     """Who might be fooled."""

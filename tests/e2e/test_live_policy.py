@@ -33,21 +33,6 @@ def built(bare_lab: Lab) -> Lab:
     return lab
 
 
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
-@pytest.fixture
-def c(lab: Lab) -> Machine:
-    return lab.containers["c"]
-
-
 class Talks:
     """Conversations that are held open to the end of the test."""
 

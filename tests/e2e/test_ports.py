@@ -36,16 +36,6 @@ def built(bare_lab: Lab) -> Lab:
     return lab
 
 
-@pytest.fixture
-def a(lab: Lab) -> Machine:
-    return lab.containers["a"]
-
-
-@pytest.fixture
-def b(lab: Lab) -> Machine:
-    return lab.containers["b"]
-
-
 def net_in(host_port: int, container_port: int = SERVICE, **more: Any) -> dict[str, Any]:
     """A policy that publishes one port."""
     return {"net_in": [entry(host_port, container_port, **more)]}
