@@ -96,7 +96,7 @@ def with_net_in(core: Core, asked: NetIn) -> Edit:
 
 
 def with_net_out(rules: Sequence[NetOutRule], *, bulk: bool) -> Edit:
-    """Adds rules before those that stand; the same ones standing first already are left as they are."""
+    """Adds rules before those that stand."""
 
     def edit(target: Target) -> JSON:
         ipv6 = has_ipv6(target.record.lease)
