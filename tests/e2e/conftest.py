@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from garden import Garden
+from guardian import Guardian
 from lab import Lab, Machine, build
+from played import guardian_on
 from pytest_netns import Netns, NetnsFactory
-from traffic import FLOWS, Flow
+from traffic import FLOWS, Flow, Services
 from world import Daemon, World
 
 from conetd.kernel import iptables, nft
@@ -38,6 +41,19 @@ def world(netns: NetnsFactory, tmp_path: Path, request: pytest.FixtureRequest) -
         daemon.stop()
     text = daemon.log
     assert "Traceback" not in text, text
+
+
+@pytest.fixture
+def guardian(world: World, tmp_path: Path) -> Guardian:
+    """A Guardian on the world's host, whose network plugin is conet-hook."""
+    return guardian_on(world, tmp_path)
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    """Services for the length of the test."""
+    with contextlib.closing(Services()) as services:
+        yield services
 
 
 @pytest.fixture(scope="module")

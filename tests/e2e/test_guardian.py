@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from played import (
     Chatter,
     conetds_info,
     create,
-    guardian_on,
     left,
     listening,
     mapped,
@@ -37,17 +35,6 @@ from world import World, eventually
 def world(netns: NetnsFactory, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     with open_host(netns, tmp_path, getattr(request, "param", "nftables")) as world:
         yield world
-
-
-@pytest.fixture
-def guardian(world: World, tmp_path: Path) -> Guardian:
-    return guardian_on(world, tmp_path)
-
-
-@pytest.fixture
-def services() -> Iterator[Services]:
-    with contextlib.closing(Services()) as services:
-        yield services
 
 
 # What Guardian knows of a container

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import socket
@@ -23,7 +22,6 @@ from played import (
     UP,
     conetds_info,
     create,
-    guardian_on,
     left,
     mapped,
     open_host,
@@ -45,17 +43,6 @@ def world(netns: NetnsFactory, tmp_path: Path, request: pytest.FixtureRequest) -
     with open_host(netns, tmp_path, backend, "[port_pool]\nstart = 61001\nsize = 3") as world:
         world.daemon.network()
         yield world
-
-
-@pytest.fixture
-def guardian(world: World, tmp_path: Path) -> Guardian:
-    return guardian_on(world, tmp_path)
-
-
-@pytest.fixture
-def services() -> Iterator[Services]:
-    with contextlib.closing(Services()) as services:
-        yield services
 
 
 def net_out_of(world: World, handle: str) -> tuple[str, list[Any]]:

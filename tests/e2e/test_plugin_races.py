@@ -50,17 +50,6 @@ def world(netns: NetnsFactory, tmp_path: Path, request: pytest.FixtureRequest) -
         yield world
 
 
-@pytest.fixture
-def guardian(world: World, tmp_path: Path) -> Guardian:
-    return guardian_on(world, tmp_path)
-
-
-@pytest.fixture
-def services() -> Iterator[Services]:
-    with contextlib.closing(Services()) as services:
-        yield services
-
-
 # One port that everybody wants
 
 
