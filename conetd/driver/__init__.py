@@ -26,13 +26,18 @@ from conetd.model import (
     JSON,
     Attachment,
     ConfigT,
+    Host,
     HostPort,
+    Identities,
+    Identity,
+    Interface,
     IPAddress,
     Lease,
     Network,
     PolicyT,
     PortRequest,
     Requested,
+    Selector,
     is_interface_name,
 )
 from conetd.plan import Drift, Plan
@@ -97,7 +102,11 @@ class Driver(ABC, Generic[ConfigT, PolicyT]):
 
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[frozenset[str]] = frozenset()
-    """`garden`: the policy document has `net_in` and `net_out` as Garden means them."""
+    """`garden`: the policy document has `net_in` and `net_out` as Garden means them. `cluster`: a network spans hosts;
+    each gets a lease of its own (`allocate_host`), and containers have identities that policies can name.
+    """
+    host_config: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `config` that may differ from host to host of one cluster. Default: none."""
     live_config: ClassVar[frozenset[str]] = frozenset()
     """Fields of `config` that the settings may change while containers are attached: all that follows from them is
     made so by `ensure_network` at the next start. Default: none."""
@@ -121,6 +130,21 @@ class Driver(ABC, Generic[ConfigT, PolicyT]):
         Raises Invalid for a request outside the network (fields: `ip`, `ip6`, `mac`), Conflict for one that is held,
         Exhausted when nothing is left. The core asks again when another attachment was quicker.
         """
+
+    def allocate_host(
+        self, network: Network[ConfigT], host: Host, current: Lease | None, held: Collection[str]
+    ) -> Lease | None:
+        """Choose what this host gets on the network, given the claims that other hosts hold. None: nothing.
+
+        Asked when the network is made, and again when the host's addresses change: `current` is what it has, and the
+        result must have the same claims. `data` is what the other hosts get to know of this one. Raises Invalid for a
+        host that cannot take part, Exhausted when nothing is left. Only with the capability `cluster`.
+        """
+        return None
+
+    def selectors(self, policy: PolicyT) -> Sequence[Selector]:
+        """The containers the policy names. It is planned anew when others belong to them. Default: none."""
+        return ()
 
     def port_requests(self, policy: PolicyT) -> Sequence[PortRequest]:
         """The host ports the policy asks for; the core settles them and hands them back in `attachment.ports`."""
@@ -168,6 +192,14 @@ class PlannedDriver(Driver[ConfigT, PolicyT]):
     def plan_attachment(self, network: Network[ConfigT], attachment: Attachment) -> Plan:
         """What should exist for one attachment whatever its policy."""
 
+    def plan_member(self, network: Network[ConfigT], host: str, data: JSON) -> Plan:
+        """What should exist on this host for another host of the network, beside the network's own plan.
+
+        `data` is that of the other's lease. The names and keys of what is planned follow from `host` alone, or from
+        what the lease claims. Default: nothing.
+        """
+        return Plan()
+
     @abstractmethod
     def plan_policy(self, network: Network[ConfigT], attachment: Attachment, policy: PolicyT) -> Plan:
         """What should exist for the attachment's policy: its EndpointPolicy."""
@@ -210,8 +242,12 @@ __all__ = [
     "Driver",
     "DriverError",
     "Exhausted",
+    "Host",
     "HostPort",
     "IPAddress",
+    "Identities",
+    "Identity",
+    "Interface",
     "Invalid",
     "KernelError",
     "KernelHandle",
@@ -223,5 +259,6 @@ __all__ = [
     "PlannedDriver",
     "PortRequest",
     "Requested",
+    "Selector",
     "is_interface_name",
 ]

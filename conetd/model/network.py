@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from conetd.model.cluster import NO_IDENTITIES, Identities
 from conetd.model.names import network_key
-from conetd.model.rules import IPAddress
+from conetd.model.rules import IPAddress, IPNetwork
 
 JSON = dict[str, Any]
 
@@ -20,12 +21,19 @@ class Network(Generic[ConfigT]):
     """A named thing containers attach to. `config` is what the driver's `config_schema` loaded.
 
     `uplink_mtu` is the MTU in bytes of the host's interface with the default route when the network was made.
+    `subnets` are those of every network on this host, by name. The rest is empty unless the driver has the capability
+    `cluster`: `lease` is what `allocate_host` gave this host, `members` what it gave the other hosts that are known to
+    live (host to lease data), `identities` are the containers of all hosts, by label set.
     """
 
     name: str
     type: str
     config: ConfigT
     uplink_mtu: int = 1500
+    subnets: Mapping[str, tuple[IPNetwork, ...]] = field(default_factory=dict)
+    lease: Lease | None = None
+    members: Mapping[str, JSON] = field(default_factory=dict)
+    identities: Identities = NO_IDENTITIES
 
     @property
     def key(self) -> str:
@@ -86,7 +94,8 @@ class Attachment:
     """One container on one network.
 
     `lease` is None only while `allocate` runs. `default_route` are the IP versions whose default route this
-    attachment gives the container. `ports` answer the driver's `port_requests`, in their order.
+    attachment gives the container. `ports` answer the driver's `port_requests`, in their order. `identity` is the
+    number of its identity on the network, 0 where it has none.
     """
 
     network: str
@@ -98,3 +107,4 @@ class Attachment:
     default_route: frozenset[int] = frozenset()
     ports: tuple[HostPort, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    identity: int = 0

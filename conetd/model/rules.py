@@ -52,6 +52,14 @@ class PortRange:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkRange:
+    """Packet marks whose low 16 bits are `first` to `last`, both included, 0 to 65535."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Icmp:
     """An ICMP or ICMPv6 type and code, 0 to 255 each; `code` None is any code of the type."""
 
@@ -65,7 +73,7 @@ class Rule:
 
     `destinations` and `sources` may mix families: a range of one family never matches a packet of the other.
     `ports` are destination ports and stand only with `protocol` TCP or UDP; `icmp` only with ICMP or ICMPV6.
-    `mark` matches the low 16 bits of the packet mark. `log` announces each new connection that the rule
+    `marks` match the low 16 bits of the packet mark. `log` announces each new connection that the rule
     decides; it never changes the verdict. `origin` is where the rule stands in its document (`net_out[3]`).
     Judged are the addresses and ports after destination NAT, and only the first packet of a connection.
     """
@@ -76,6 +84,6 @@ class Rule:
     sources: tuple[AddressRange, ...] = ()
     ports: tuple[PortRange, ...] = ()
     icmp: Icmp | None = None
-    mark: int | None = None
+    marks: tuple[MarkRange, ...] = ()
     log: bool = False
     origin: str = ""

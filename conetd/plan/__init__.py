@@ -20,11 +20,21 @@ from conetd.model import (
     Icmp,
     IPAddress,
     IPNetwork,
+    MarkRange,
     PortRange,
     Rule,
     Verdict,
 )
-from conetd.plan.filter import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping, identity
+from conetd.plan.filter import (
+    Endpoint,
+    EndpointPolicy,
+    FilterObject,
+    NetworkFilter,
+    PortMapping,
+    Tunnel,
+    TunnelPeer,
+    identity,
+)
 
 
 class Side(Enum):
@@ -63,7 +73,9 @@ class Veth:
 class Vxlan:
     """A VTEP in the host namespace, up, without learning. `local` is the underlay address packets leave from.
 
-    `port` is the UDP destination port. With `gbp` the low 16 bits of the packet mark travel in the header.
+    Every route, neighbour and forwarding entry of ours on it belongs to the plan that makes it and those added to that
+    for single hosts. `port` is the UDP destination port. With `gbp` the low 16 bits of the packet mark travel in the
+    header.
     """
 
     name: str
@@ -135,7 +147,8 @@ class Sysctl:
 class Plan:
     """Everything that should exist for one network or attachment. Plans add up with `+`.
 
-    `forward` are the IP versions the host has to forward for it, between our interfaces and its uplinks.
+    `forward` are the IP versions the host has to forward for it, between our interfaces and its uplinks. What goes to
+    `unreachable` and has no longer route is refused: the sender is told that the host is unreachable.
     """
 
     links: tuple[Link, ...] = ()
@@ -146,6 +159,7 @@ class Plan:
     sysctls: tuple[Sysctl, ...] = ()
     filter: tuple[FilterObject, ...] = ()
     forward: frozenset[int] = frozenset()
+    unreachable: tuple[IPNetwork, ...] = ()
 
     def __add__(self, other: Plan) -> Plan:
         return Plan(
@@ -157,6 +171,7 @@ class Plan:
             sysctls=self.sysctls + other.sysctls,
             filter=self.filter + other.filter,
             forward=self.forward | other.forward,
+            unreachable=self.unreachable + other.unreachable,
         )
 
 
@@ -189,6 +204,7 @@ __all__ = [
     "IPNetwork",
     "Icmp",
     "Link",
+    "MarkRange",
     "Neighbour",
     "NetworkFilter",
     "Plan",
@@ -198,6 +214,8 @@ __all__ = [
     "Rule",
     "Side",
     "Sysctl",
+    "Tunnel",
+    "TunnelPeer",
     "Verdict",
     "Veth",
     "Vxlan",

@@ -8,13 +8,46 @@ from conetd.model import IPAddress, IPNetwork, Rule
 
 
 @dataclass(frozen=True, slots=True)
+class Tunnel:
+    """The VTEP over which packets of a network come from other hosts.
+
+    `interface` is the VTEP, `port` its UDP port, `prefixes` the length of a host's part of the network's subnets, by
+    IP version. Nothing is decapsulated for that port and VNI but from the underlay address of a TunnelPeer; what comes
+    out must have a peer's MAC and a source in its part, and be for an endpoint with an `ingress`. No container sends
+    UDP packets that would be decapsulated: any to `port` with this VNI are dropped.
+    """
+
+    interface: str
+    port: int
+    vni: int
+    prefixes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelPeer:
+    """Another host of a tunnel: its address on the underlay, and the MAC and parts of the subnets behind it.
+
+    `subnets` have the tunnel's prefix lengths, one of each IP version at most. `port` and `vni` are the tunnel's.
+    """
+
+    key: str
+    interface: str
+    port: int
+    vni: int
+    underlay: IPAddress
+    mac: str
+    subnets: tuple[IPNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkFilter:
     """What holds for every attachment of one network.
 
     `interface` is the bridge the containers' packets come in by; None where each has an interface of its own.
-    Between addresses of `subnets` nothing is judged by rules; `isolated` drops that traffic unless a port
-    mapping sent it there. Packets from `masquerade` (a subset of `subnets`) that leave `subnets` get the address
-    of the interface they leave by. `rules` are judged after each endpoint's own; what none matches is accepted.
+    Between addresses of `subnets` nothing is judged by `rules`; `isolated` drops that traffic unless a port
+    mapping sent it there. With a `tunnel` nobody but endpoints and their hosts speaks from `subnets`: other packets
+    with such a source are dropped. Packets from `masquerade` (a subset of `subnets`) that leave `subnets` get the
+    address of the interface they leave by. `rules` are judged after each endpoint's own; what none matches is accepted.
     Without `host_access` the containers reach the host itself only with replies, neighbour discovery, and what
     `host_rules` accept. `name` is what operators call the network, for listings.
     """
@@ -28,6 +61,7 @@ class NetworkFilter:
     host_rules: tuple[Rule, ...] = ()
     isolated: bool = False
     name: str = ""
+    tunnel: Tunnel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +106,21 @@ class EndpointPolicy:
 
     `rules` are judged in order, the first that matches decides; then the network's `rules`; then accept. `ingress`
     judges connections towards the endpoint in the same way and drops what no rule matches; None accepts all.
-    With `log_denied`, what `rules` or the network's rules drop or reject is logged.
+    `inside` judges what the endpoint sends within its network, and drops what no rule matches; None accepts all.
+    An endpoint with an `ingress` sends no TCP segment within its network that is of no known connection and begins
+    none: so a connection that its ingress forbids now does not come back as one of its own.
+    With `log_denied`, what any of these rules or the network's drop or reject, and what none matches, is logged.
     """
 
     key: str
     rules: tuple[Rule, ...] = ()
     ports: tuple[PortMapping, ...] = ()
     ingress: tuple[Rule, ...] | None = None
+    inside: tuple[Rule, ...] | None = None
     log_denied: bool = False
 
 
-FilterObject = NetworkFilter | Endpoint | EndpointPolicy
+FilterObject = NetworkFilter | TunnelPeer | Endpoint | EndpointPolicy
 
 
 def identity(wanted: FilterObject) -> tuple[str, str]:

@@ -46,7 +46,7 @@ def matches(rule: Rule, packet: Packet) -> bool:
             rule.icmp.type != packet.icmp_type or rule.icmp.code not in (None, packet.icmp_code)
         ):
             return False
-    if rule.mark is not None and rule.mark != packet.mark & 0xFFFF:
+    if rule.marks and not any(one.first <= packet.mark & 0xFFFF <= one.last for one in rule.marks):
         return False
     if rule.ports and not any(
         packet.destination_port is not None and one.first <= packet.destination_port <= one.last for one in rule.ports
