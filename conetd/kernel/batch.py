@@ -121,6 +121,8 @@ class _Round:
             self._write(number, Side.HOST, early=False)
             if not self._failures.good(number):
                 continue
+            for destination in plan.unreachable:
+                requests.add(number, "add", destination, routes.add_unreachable(destination))
             try:
                 add_before_up(requests, number, plan, Side.HOST, self._index)
                 for link in plan.links:
@@ -195,16 +197,16 @@ def _has_late(plan: Plan) -> bool:
 
 
 def add_before_up(requests: Requests, owner: int, plan: Plan, side: Side, index: Callable[[str], int]) -> None:
-    """Queue what a link of that side has before it is up: addresses, neighbours, forwarding entries."""
+    """Queue what a link of that side has before it is up: addresses, forwarding entries, neighbours."""
     for address in plan.addresses:
         if address.side is side:
             requests.add(owner, "add", address, routes.add_address(address, index(address.link)))
-    for neighbour in plan.neighbours:
-        if neighbour.side is side:
-            requests.add(owner, "put", neighbour, routes.put_neighbour(neighbour, index(neighbour.link)))
     if side is Side.HOST:
         for entry in plan.fdb:
             requests.add(owner, "put", entry, routes.put_fdb(entry, index(entry.link)))
+    for neighbour in plan.neighbours:
+        if neighbour.side is side:
+            requests.add(owner, "put", neighbour, routes.put_neighbour(neighbour, index(neighbour.link)))
 
 
 def add_routes(requests: Requests, owner: int, plan: Plan, side: Side, index: Callable[[str], int]) -> None:

@@ -83,6 +83,9 @@ def _vxlan(wanted: Vxlan, seen: SeenLink) -> Iterator[Fault]:
         there = seen.data.get(attribute)
         if there != value:
             yield Fault(f"has the {what} {there}, not {value}", Cure.REPLACE)
+    default = seen.data.get("IFLA_VXLAN_GROUP") or seen.data.get("IFLA_VXLAN_GROUP6")
+    if default:
+        yield Fault(f"sends to {default} what it has no forwarding entry for", Cure.REPLACE)
     if ("IFLA_VXLAN_GBP" in seen.data) is not wanted.gbp:
         yield Fault(f"is {'without' if wanted.gbp else 'with'} group policy marks", Cure.REPLACE)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,20 +10,20 @@ from conetd.driver import Namespace
 from conetd.errors import ConetError
 from conetd.kernel import batch, host, reaping, routes, seen
 from conetd.kernel.filter import FilterBackend
-from conetd.kernel.repair import differences, made_links, repair
+from conetd.kernel.holdings import our_unreachable
+from conetd.kernel.repair import differences, lies_on_other_links, made_links, repair, repair_together
 from conetd.kernel.sides import Sides
-from conetd.kernel.work import Failures, Requests, Work, entries, open_rtnetlink, side_of
-from conetd.model import IPAddress
+from conetd.kernel.work import GONE, Failures, Requests, Work, entries, open_rtnetlink, side_of
+from conetd.model import Interface, IPAddress, IPNetwork
 from conetd.plan import Drift, Plan, Side, Veth, identity
-
-_GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
 
 
 class Kernel:
     """Links, addresses, routes and the filter of one host, for one thread that lives in the host's namespace.
 
     Construct it in that thread. Every link it makes carries the alias of its work and a link group of ours; a link
-    without either is never touched. What carries our mark on a link belongs to the plan that makes that link.
+    without either is never touched. What carries our mark on a link belongs to the plan that makes that link; of a
+    VTEP all permanent neighbours and forwarding entries do.
     """
 
     def __init__(self, filter: FilterBackend) -> None:
@@ -56,12 +55,15 @@ class Kernel:
         failures = Failures(len(works))
         self._put_filters(works, failures)
         batch.make(self._netlink, works, failures)
-        for number in sorted(failures.taken):
-            if failures.errors[number] is None:
+        taken = {number: works[number] for number in sorted(failures.taken) if failures.errors[number] is None}
+        together = {number: work for number, work in taken.items() if lies_on_other_links(work)}
+        for number, work in taken.items():
+            if number not in together:
                 try:
-                    repair(self._netlink, works[number])
+                    repair(self._netlink, work)
                 except ConetError as err:
                     failures.errors[number] = err
+        repair_together(self._netlink, together, failures.fail)
         return failures.errors
 
     def _put_filters(self, works: Sequence[Work], failures: Failures) -> None:
@@ -136,7 +138,7 @@ class Kernel:
                     if isinstance(link, Veth):
                         reaping.mark_closed(requests, number, link.name)
                 _queue_removals(requests, number, sides, plan, Side.HOST)
-        requests.run(lambda number, error: None if error.errno in _GONE else failures(number, error))
+        requests.run(lambda number, error: None if error.errno in GONE else failures(number, error))
         return failures.errors
 
     def _drop_filters(self, plans: Sequence[Plan], failures: Failures) -> None:
@@ -160,6 +162,19 @@ class Kernel:
         """
         reaping.reap(self._netlink, names, closed_only=False)
 
+    def unreachable(self) -> frozenset[IPNetwork]:
+        """The destinations that routes of ours refuse."""
+        return our_unreachable(self._netlink)
+
+    def drop_unreachable(self, destinations: Collection[IPNetwork]) -> None:
+        """Refuse these destinations no more. Gone already is success. Raises the first error at the end."""
+        requests = Requests(self._netlink)
+        for one in destinations:
+            requests.add(0, "delete", one, routes.delete_unreachable(one))
+        errors = reaping.failures(requests, gone=GONE)
+        if errors:
+            raise errors[0]
+
     def links(self) -> frozenset[str]:
         """The names of all links in the host's namespace."""
         return seen.names()
@@ -175,6 +190,14 @@ class Kernel:
     def default_route_source(self) -> IPAddress | None:
         """The address from which this host speaks to the rest of the world; None without a default route."""
         return host.default_route_source(self._netlink)
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        """The host's own interfaces, those of conetd and lo aside, in the order of their making."""
+        return host.interfaces(self._netlink)
+
+    def sources(self) -> tuple[IPAddress, ...]:
+        """The addresses from which this host speaks to the world, at most one of each IP version, IPv4 first."""
+        return host.sources(self._netlink)
 
     def handle(self, alias: str, netns: Namespace | None) -> BoundKernel:
         """The kernel bound to one network or attachment, for drivers that act themselves."""
@@ -208,7 +231,7 @@ def _remove_entries(sides: Sides, plan: Plan, side: Side) -> Sequence[ConetError
         return ()
     requests = Requests(socket)
     _queue_removals(requests, 0, sides, plan, side)
-    return reaping.failures(requests, gone=_GONE)
+    return reaping.failures(requests, gone=GONE)
 
 
 def _queue_removals(requests: Requests, owner: int, sides: Sides, plan: Plan, side: Side) -> None:
@@ -219,3 +242,6 @@ def _queue_removals(requests: Requests, owner: int, sides: Sides, plan: Plan, si
             index = sides.find(side, entry.link)
             if index:
                 requests.add(owner, "delete", entry, routes.delete_entry(entry, index))
+    if side is Side.HOST:
+        for destination in plan.unreachable:
+            requests.add(owner, "delete", destination, routes.delete_unreachable(destination))

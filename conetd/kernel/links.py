@@ -12,10 +12,10 @@ from conetd.plan import Bridge, Link, Veth, Vxlan
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 26, 27, 28, 29
-_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
+INFO_KIND, INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING, _BR_VLAN_DEFAULT_PVID = 1, 5, 23, 39
 _BRPORT_MODE, _BRPORT_LEARNING, _BRPORT_LOCKED = 4, 8, 39  # mode is hairpin
-_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6, _VXLAN_GBP = 1, 4, 7, 15, 17, 23
+VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, VXLAN_PORT, _VXLAN_LOCAL6, VXLAN_GBP = 1, 4, 7, 15, 17, 23
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _AF_INET6 = 10
 _IFF_UP = 1
@@ -56,7 +56,7 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-_VETH_KIND = text(_INFO_KIND, "veth")
+_VETH_KIND = text(INFO_KIND, "veth")
 _OURS = u32(IFLA_GROUP, GROUP_OURS)
 _PORT_SETTINGS = nested(
     IFLA_LINKINFO,
@@ -68,9 +68,9 @@ _PORT_SILENCE = nested(IFLA_AF_SPEC, nested(_AF_INET6, _u8(_INET6_ADDR_GEN_MODE,
 _BRIDGE_WANTED = (u32(_BR_FORWARD_DELAY, 0), u32(_BR_STP_STATE, 0), _u8(_BR_MCAST_SNOOPING, 0))
 # Without a default VLAN a port costs no VLAN entries, and each forwarding entry is there once, not twice.
 _NO_DEFAULT_VLAN = attribute(_BR_VLAN_DEFAULT_PVID, struct.pack("=H", 0))
-_BRIDGE_KIND = text(_INFO_KIND, "bridge")
-_BRIDGE_BIRTH = nested(IFLA_LINKINFO, _BRIDGE_KIND, nested(_INFO_DATA, *_BRIDGE_WANTED, _NO_DEFAULT_VLAN))
-_BRIDGE_SETTINGS = nested(IFLA_LINKINFO, _BRIDGE_KIND, nested(_INFO_DATA, *_BRIDGE_WANTED))
+_BRIDGE_KIND = text(INFO_KIND, "bridge")
+_BRIDGE_BIRTH = nested(IFLA_LINKINFO, _BRIDGE_KIND, nested(INFO_DATA, *_BRIDGE_WANTED, _NO_DEFAULT_VLAN))
+_BRIDGE_SETTINGS = nested(IFLA_LINKINFO, _BRIDGE_KIND, nested(INFO_DATA, *_BRIDGE_WANTED))
 
 
 def create_link(link: Link, netns_fd: int, master: int) -> bytes:
@@ -87,7 +87,7 @@ def create_link(link: Link, netns_fd: int, master: int) -> bytes:
         info = _BRIDGE_BIRTH
     else:
         mtu = link.mtu
-        info = nested(IFLA_LINKINFO, text(_INFO_KIND, "vxlan"), _vxlan_data(link))
+        info = nested(IFLA_LINKINFO, text(INFO_KIND, "vxlan"), _vxlan_data(link))
     return message(
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK,
@@ -118,18 +118,18 @@ def _create_veth(link: Veth, netns_fd: int, master: int) -> bytes:
         + _OURS
         + (u32(IFLA_MASTER, master) if master else b"")
         + (attribute(IFLA_ADDRESS, mac_bytes(link.host_mac)) if link.host_mac else b"")
-        + nested(IFLA_LINKINFO, _VETH_KIND, nested(_INFO_DATA, nested(_VETH_INFO_PEER, peer))),
+        + nested(IFLA_LINKINFO, _VETH_KIND, nested(INFO_DATA, nested(_VETH_INFO_PEER, peer))),
     )
 
 
 def _vxlan_data(link: Vxlan) -> bytes:
     return nested(
-        _INFO_DATA,
-        u32(_VXLAN_ID, link.vni),
+        INFO_DATA,
+        u32(VXLAN_ID, link.vni),
         attribute(_VXLAN_LOCAL if link.local.version == 4 else _VXLAN_LOCAL6, link.local.packed),
-        attribute(_VXLAN_PORT, struct.pack("!H", link.port)),
+        attribute(VXLAN_PORT, struct.pack("!H", link.port)),
         _u8(_VXLAN_LEARNING, 0),
-        attribute(_VXLAN_GBP, b"") if link.gbp else b"",
+        attribute(VXLAN_GBP, b"") if link.gbp else b"",
     )
 
 
@@ -201,6 +201,7 @@ def get_link_at(index: int) -> bytes:
     return message(RTM_GETLINK, 0, _info(index) + u32(IFLA_EXT_MASK, _SKIP_STATS))
 
 
-def list_links() -> bytes:
-    """Ask for all links, without counters."""
-    return message(RTM_GETLINK, NLM_F_DUMP, _info() + u32(IFLA_EXT_MASK, _SKIP_STATS))
+def list_links(kind: str = "") -> bytes:
+    """Ask for all links, without counters; only for those of that kind where the kernel knows it."""
+    which = nested(IFLA_LINKINFO, text(INFO_KIND, kind)) if kind else b""
+    return message(RTM_GETLINK, NLM_F_DUMP, _info() + u32(IFLA_EXT_MASK, _SKIP_STATS) + which)

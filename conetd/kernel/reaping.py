@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from conetd.errors import KernelError
 from conetd.kernel import links, seen
@@ -47,7 +47,7 @@ def delete_links(host: Netlink, some: Sequence[seen.Label]) -> list[KernelError]
     return failures(requests, gone={errno.ENODEV})
 
 
-def failures(requests: Requests, gone: set[int]) -> list[KernelError]:
+def failures(requests: Requests, gone: Collection[int]) -> list[KernelError]:
     """Run the requests and return the errors but those with an errno that means "gone already"."""
     errors: list[KernelError] = []
     requests.run(lambda _, error: errors.append(error))

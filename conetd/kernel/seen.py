@@ -1,4 +1,4 @@
-"""What the kernel holds of one namespace, in the words of plans. Reading only, and not on the path of an attach.
+"""Which links there are in a namespace, and how they are set. Reading only, and not on the path of an attach.
 
 pyroute2 reads the messages; it takes a quarter of a second to import, so that happens at the first use.
 """
@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from conetd.errors import KernelError
 from conetd.kernel import links, routes
 from conetd.kernel.netlink import Netlink
-from conetd.plan import Address, FdbEntry, Neighbour, Route, Side
 
 ALIAS = "conetd:"
 """What the alias of every link of ours begins with."""
@@ -27,7 +25,6 @@ ALIAS = "conetd:"
 _LINK = 16  # bytes of ifinfomsg before the attributes
 _ATTRIBUTE, _U32, _INDEX = (struct.Struct(form).unpack_from for form in ("=HH", "=I", "=i"))
 _IFF_UP = 1
-_RTN_UNICAST = 1
 _GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH}
 _DEVICES, _DEVICES_HEAD = "/proc/thread-self/net/dev", 2  # lines of heading
 
@@ -77,8 +74,14 @@ def names() -> frozenset[str]:
 
 def labels(socket: Netlink) -> Iterator[Label]:
     """All links of the socket's namespace. Reads no more of each message than it must."""
+    for found, _ in labelled(socket):
+        yield found
+
+
+def labelled(socket: Netlink) -> Iterator[tuple[Label, bytes]]:
+    """All links of the socket's namespace, each with the payload of its message."""
     for _, payload in socket.dump(links.list_links()):
-        yield _label(payload)
+        yield _label(payload), payload
 
 
 def label(socket: Netlink, name: str) -> Label | None:
@@ -109,7 +112,7 @@ def link(socket: Netlink, name: str) -> SeenLink | None:
     payload = _get(socket, links.get_link(name))
     if payload is None:
         return None
-    message = _decode("ifinfmsg", payload)
+    message = _decode(payload)
     info = message.get_attr("IFLA_LINKINFO")
     kind = data = slave = None
     if info is not None:
@@ -134,83 +137,13 @@ def link(socket: Netlink, name: str) -> SeenLink | None:
     )
 
 
-def addresses(socket: Netlink, index: int, name: str, side: Side) -> dict[Address, bool]:
-    """The addresses of one link, and of each whether it carries our mark."""
-    found = {}
-    for _, payload in socket.dump(routes.list_addresses(index)):
-        message = _decode("ifaddrmsg", payload)
-        value = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-        if message["index"] == index and value:
-            interface = ip_interface(f"{value}/{message['prefixlen']}")
-            found[Address(name, interface, side)] = message.get_attr("IFA_PROTO") == routes.PROTOCOL
-    return found
-
-
-def link_routes(socket: Netlink, index: int, name: str, side: Side, version: int) -> dict[Route, bool]:
-    """The main table's unicast routes by one link, and of each whether it carries our protocol number."""
-    return {
-        route: protocol == routes.PROTOCOL
-        for route, oif, protocol in _routes(socket, routes.list_routes(version, index), version, name, side)
-        if oif == index
-    }
-
-
-def routes_of_ours(socket: Netlink, version: int, side: Side) -> list[tuple[Route, int]]:
-    """Our routes of one IP version by any link, with the link's index; their `link` is empty."""
-    request = routes.list_routes(version, protocol=routes.PROTOCOL)
-    found = _routes(socket, request, version, "", side)
-    return [(route, oif) for route, oif, protocol in found if protocol == routes.PROTOCOL]
-
-
-def _routes(socket: Netlink, request: bytes, version: int, name: str, side: Side) -> Iterator[tuple[Route, int, int]]:
-    for _, payload in socket.dump(request):
-        message = _decode("rtmsg", payload)
-        if message["type"] != _RTN_UNICAST or message["table"] != routes.RT_TABLE_MAIN:
-            continue
-        destination = message.get_attr("RTA_DST") or ("0.0.0.0" if version == 4 else "::")
-        via, source = message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_PREFSRC")
-        route = Route(
-            ip_network(f"{destination}/{message['dst_len']}"),
-            name,
-            via=ip_address(via) if via else None,
-            source=ip_address(source) if source else None,
-            onlink=bool(message["flags"] & routes.RTNH_F_ONLINK),
-            side=side,
-        )
-        yield route, message.get_attr("RTA_OIF") or 0, message["proto"]
-
-
-def has_neighbour(socket: Netlink, wanted: Neighbour, index: int) -> bool:
-    """Whether exactly this permanent neighbour is there."""
-    entry = _neighbour(socket, routes.get_neighbour(wanted.address, index))
-    return entry is not None and _is(entry, routes.NUD_PERMANENT, wanted.mac)
-
-
-def has_fdb(socket: Netlink, wanted: FdbEntry, index: int) -> bool:
-    """Whether a VTEP sends frames for that MAC to that host, for good."""
-    entry = _neighbour(socket, routes.get_fdb(wanted.mac, index, routes.NTF_SELF))
-    return (
-        entry is not None
-        and _is(entry, routes.NUD_PERMANENT, wanted.mac)
-        and entry.get_attr("NDA_DST") == str(wanted.to)
-    )
-
-
 def has_port_mac(socket: Netlink, mac: str, index: int) -> bool:
     """Whether the bridge of this port knows for good that the MAC lives behind it."""
-    entry = _neighbour(socket, routes.get_fdb(mac, index, routes.NTF_MASTER))
-    return entry is not None and entry["ifindex"] == index and _is(entry, routes.NUD_NOARP, mac)
-
-
-def _is(entry: Any, state: int, mac: str) -> bool:
-    return bool(entry["state"] & state) and entry.get_attr("NDA_LLADDR") == mac.lower()
-
-
-def _neighbour(socket: Netlink, request: bytes) -> Any | None:
-    payload = _get(socket, request)
+    payload = _get(socket, routes.get_fdb(mac, index, routes.NTF_MASTER))
     if payload is None:
-        return None
-    return _decode("ndmsg", payload)
+        return False
+    _, port, state, _, _ = routes.NEIGHBOUR.unpack_from(payload)
+    return port == index and bool(state & routes.NUD_NOARP)
 
 
 def _get(socket: Netlink, request: bytes) -> bytes | None:
@@ -223,18 +156,17 @@ def _get(socket: Netlink, request: bytes) -> bytes | None:
     return found[0][1] if found else None
 
 
-def _decode(kind: str, payload: bytes) -> Any:
-    message = _message_class(kind)(struct.pack("=IHHII", 16 + len(payload), 0, 0, 0, 0) + payload)
+def _decode(payload: bytes) -> Any:
+    message = _message_class()(struct.pack("=IHHII", 16 + len(payload), 0, 0, 0, 0) + payload)
     message.decode()
     return message
 
 
 @cache
-def _message_class(kind: str) -> Any:
-    return getattr(import_module(f"pyroute2.netlink.rtnl.{kind}"), kind)
+def _message_class() -> Any:
+    return import_module("pyroute2.netlink.rtnl.ifinfmsg").ifinfmsg
 
 
 def preload() -> None:
     """Import what reading needs now, rather than at the first use."""
-    for kind in ("ifinfmsg", "ifaddrmsg", "rtmsg", "ndmsg"):
-        _message_class(kind)
+    _message_class()

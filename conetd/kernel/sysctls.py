@@ -28,11 +28,11 @@ def read(path: str) -> str | None:
 
 
 def write(path: str, value: str) -> None:
-    """Set the value. On a kernel without IPv6 whatever lies below `ipv6/` is passed over. Raises KernelError."""
+    """Set the value. What the kernel lacks for good, as `lacks` says, is passed over. Raises KernelError."""
     try:
         fd = os.open(_checked(path), os.O_WRONLY | os.O_CLOEXEC)
     except OSError as err:
-        if err.errno == errno.ENOENT and path.startswith("ipv6/") and not has_ipv6():
+        if err.errno == errno.ENOENT and lacks(path):
             return
         raise KernelError("set", f"sysctl net/{path} to {value}", err.errno or 0) from err
     try:
@@ -41,6 +41,20 @@ def write(path: str, value: str) -> None:
         raise KernelError("set", f"sysctl net/{path} to {value}", err.errno or 0) from err
     finally:
         os.close(fd)
+
+
+def lacks(path: str) -> bool:
+    """Whether no interface of this kernel has such a sysctl: all of IPv6 where it does not speak that, and forwarding
+    per interface, which IPv6 has since Linux 6.17; before it the global switch does it.
+    """
+    if not path.startswith("ipv6/"):
+        return False
+    return not has_ipv6() or (path.endswith("/force_forwarding") and not _has_force_forwarding())
+
+
+@cache
+def _has_force_forwarding() -> bool:
+    return os.path.exists(_ROOT + "ipv6/conf/all/force_forwarding")  # noqa: PTH110
 
 
 @cache

@@ -7,14 +7,21 @@ import fcntl
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from conetd.driver import Namespace
 from conetd.errors import ConetError, KernelError, NotFound
 from conetd.kernel.netlink import NETLINK_ROUTE, Answer, Netlink
 from conetd.kernel.routes import Entry
-from conetd.plan import Address, FdbEntry, Link, Neighbour, Plan, Route, Side, Veth
+from conetd.kernel.vteps import in_the_way
+from conetd.model import IPNetwork
+from conetd.plan import Address, FdbEntry, Link, Neighbour, Plan, Route, Side, Veth, Vxlan
 
-Item = Link | Entry | str
+Item = Link | Entry | IPNetwork | str
+"""What messages are about; a network is the unreachable route to it."""
+
+GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
+"""What the kernel says of a deletion when there is nothing (any more) to delete."""
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
 _IFREQ = struct.Struct("=16si20x")
@@ -66,6 +73,8 @@ def describe(item: Item) -> str:
     """How an item is called in messages."""
     if isinstance(item, str):
         return f"link {item}"
+    if isinstance(item, IPv4Network | IPv6Network):
+        return f"unreachable route to {item}"
     if isinstance(item, Address):
         return f"address {item.interface} on {item.link}"
     if isinstance(item, Route):
@@ -120,13 +129,16 @@ class Requests:
             return
         for answer, (owner, operation, item) in zip(answers, self._about, strict=True):
             if answer.errno:
-                failed(owner, KernelError(operation, describe(item), answer.errno, _detail(answer, item)))
+                failed(owner, KernelError(operation, describe(item), answer.errno, self._detail(answer, item)))
 
-
-def _detail(answer: Answer, item: Item) -> str:
-    if answer.errno == errno.EXFULL and isinstance(item, Veth):
-        return f"a bridge takes 1023 ports, and {item.bridge} has them all"
-    return answer.detail
+    def _detail(self, answer: Answer, item: Item) -> str:
+        if answer.errno == errno.EXFULL and isinstance(item, Veth):
+            return f"a bridge takes 1023 ports, and {item.bridge} has them all"
+        if answer.errno == errno.EEXIST and isinstance(item, Route | IPv4Network | IPv6Network):
+            return "there is a route to it that is not conetd's"
+        if isinstance(item, Vxlan):
+            return in_the_way(self._socket, item, answer.errno) or answer.detail
+        return answer.detail
 
 
 class Failures:
@@ -140,7 +152,12 @@ class Failures:
     def __call__(self, owner: int, error: ConetError) -> None:
         if isinstance(error, KernelError) and error.errno == errno.EEXIST:
             self.taken.add(owner)
-        elif self.errors[owner] is None:
+        else:
+            self.fail(owner, error)
+
+    def fail(self, owner: int, error: ConetError) -> None:
+        """Note an error, also one of something that exists."""
+        if self.errors[owner] is None:
             self.errors[owner] = error
 
     def good(self, owner: int) -> bool:

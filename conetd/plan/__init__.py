@@ -6,9 +6,11 @@ sysctls, addresses, neighbours and forwarding entries, brings the links up and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Interface, IPv6Interface
+from itertools import chain
 
 from conetd.model import (
     ICMP,
@@ -161,17 +163,35 @@ class Plan:
     forward: frozenset[int] = frozenset()
     unreachable: tuple[IPNetwork, ...] = ()
 
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> Plan:
+        """All of these plans in one."""
+        return cls(
+            links=tuple(chain.from_iterable(one.links for one in plans)),
+            addresses=tuple(chain.from_iterable(one.addresses for one in plans)),
+            routes=tuple(chain.from_iterable(one.routes for one in plans)),
+            neighbours=tuple(chain.from_iterable(one.neighbours for one in plans)),
+            fdb=tuple(chain.from_iterable(one.fdb for one in plans)),
+            sysctls=tuple(chain.from_iterable(one.sysctls for one in plans)),
+            filter=tuple(chain.from_iterable(one.filter for one in plans)),
+            forward=frozenset().union(*(one.forward for one in plans)),
+            unreachable=tuple(chain.from_iterable(one.unreachable for one in plans)),
+        )
+
     def __add__(self, other: Plan) -> Plan:
+        return Plan.of((self, other))
+
+    def without(self, other: Plan) -> Plan:
+        """What of this plan, its links aside, the other does not put in the same place."""
+        kept = {identity(one) for one in other.filter}
+        macs = {(one.link, one.mac) for one in other.fdb}
+        known = {(one.link, one.address, one.side) for one in other.neighbours}
+        ways = {(one.destination, one.side) for one in other.routes}
         return Plan(
-            links=self.links + other.links,
-            addresses=self.addresses + other.addresses,
-            routes=self.routes + other.routes,
-            neighbours=self.neighbours + other.neighbours,
-            fdb=self.fdb + other.fdb,
-            sysctls=self.sysctls + other.sysctls,
-            filter=self.filter + other.filter,
-            forward=self.forward | other.forward,
-            unreachable=self.unreachable + other.unreachable,
+            routes=tuple(one for one in self.routes if (one.destination, one.side) not in ways),
+            neighbours=tuple(one for one in self.neighbours if (one.link, one.address, one.side) not in known),
+            fdb=tuple(one for one in self.fdb if (one.link, one.mac) not in macs),
+            filter=tuple(one for one in self.filter if identity(one) not in kept),
         )
 
 

@@ -226,6 +226,17 @@ def test_an_address_of_yesterdays_plan_goes(kernel: Kernel, network: Plan, host:
     assert found == ["10.0.0.254"]
 
 
+def test_an_address_that_goes_with_one_of_yesterdays_plan_comes_back(
+    kernel: Kernel, network: Plan, host: Netns
+) -> None:
+    host.sysctl("net/ipv4/conf/all/promote_secondaries", 0)
+    host.sysctl("net/ipv4/conf/blue0/promote_secondaries", 0)
+    second = Address("blue0", ip_interface("10.0.0.254/24"))  # the kernel deletes it with the first of its subnet
+    kernel.ensure(replace(network, addresses=(*network.addresses, second)), NETWORK_ALIAS)
+    kernel.ensure(replace(network, addresses=(second,)), NETWORK_ALIAS)
+    assert kernel.diff(replace(network, addresses=(second,)), None, NETWORK_ALIAS) == []
+
+
 def test_an_address_the_plan_has_no_more_is_told_and_goes(
     kernel: Kernel, plan: Plan, inside: NetNS, web: Netns
 ) -> None:
