@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeVar
 
-from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, IPAddress, PortRange, Rule, Verdict
+from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, IPAddress, MarkRange, PortRange, Rule, Verdict
 from conetd.policy.boxes import Box, Rectangle, Span, covers, layers, merge, subtract
 
+T = TypeVar("T")
 Kind = Literal["ports", "plain", "rule"]
 
 _ANY_ADDRESS: dict[int, tuple[Span, ...]] = {4: ((0, 2**32 - 1),), 6: ((0, 2**128 - 1),)}
@@ -112,16 +113,14 @@ def _overlap(some: Sequence[PortRange], others: Sequence[PortRange]) -> bool:
 
 def _union(verdict: Verdict, rules: Sequence[Rule], family: int) -> list[RuleGroup]:
     """The groups of rules that do not log."""
-    single: list[RuleGroup] = []
+    single: list[Rule] = []
     plain: dict[Span, list[Span]] = {}
     rectangles: dict[int, list[Rectangle]] = {}
     plain_origins: list[str] = []
     port_origins: list[str] = []
     for rule in rules:
-        if rule.sources or rule.icmp is not None or rule.mark is not None:
-            narrowed = _narrow(rule, family)
-            if narrowed is not None:
-                single.append(RuleGroup(verdict, False, rule.origin, "rule", rule=narrowed))
+        if rule.sources or rule.icmp is not None or rule.marks:
+            single.append(rule)
             continue
         addresses = _addresses(rule.destinations, family)
         if rule.ports:
@@ -144,7 +143,25 @@ def _union(verdict: Verdict, rules: Sequence[Rule], family: int) -> list[RuleGro
     groups = [RuleGroup(verdict, False, _span(port_origins), "ports", one) for one in ports]
     if boxes:
         groups.append(RuleGroup(verdict, False, _span(plain_origins), "plain", boxes))
-    return groups + single
+    single = _joined(single, lambda rule: rule.marks, lambda rule, marks: replace(rule, marks=marks))
+    single = _joined(single, lambda rule: rule.ports, lambda rule, ports: replace(rule, ports=ports))
+    narrowed = (_narrow(rule, family) for rule in single)
+    return groups + [RuleGroup(verdict, False, one.origin, "rule", rule=one) for one in narrowed if one is not None]
+
+
+def _joined(
+    rules: Sequence[Rule], get: Callable[[Rule], tuple[T, ...]], put: Callable[[Rule, tuple[T, ...]], Rule]
+) -> list[Rule]:
+    """The same as fewer rules: those that differ in one field alone are one. Empty, the field matches anything."""
+    by_rest: dict[Rule, list[Rule]] = {}
+    for rule in rules:
+        by_rest.setdefault(replace(put(rule, ()), origin=""), []).append(rule)
+    found = []
+    for rest, alike in by_rest.items():
+        values = [get(rule) for rule in alike]
+        joined = tuple(one for value in values for one in value) if all(values) else ()
+        found.append(replace(put(rest, joined), origin=_span([rule.origin for rule in alike])))
+    return found
 
 
 def _port_groups(
@@ -185,10 +202,11 @@ def _narrow(rule: Rule, family: int) -> Rule | None:
     if rule.ports:
         _with_ports(rule)
     ports = tuple(PortRange(*span) for span in merge((one.first, one.last) for one in rule.ports))
-    wanted = (rule.destinations, rule.sources, rule.ports)
-    if any(before and not after for before, after in zip(wanted, (destinations, sources, ports), strict=True)):
+    marks = tuple(MarkRange(*span) for span in merge((one.first, one.last) for one in rule.marks))
+    wanted, found = (rule.destinations, rule.sources, rule.ports, rule.marks), (destinations, sources, ports, marks)
+    if any(before and not after for before, after in zip(wanted, found, strict=True)):
         return None
-    return replace(rule, destinations=destinations, sources=sources, ports=ports)
+    return replace(rule, destinations=destinations, sources=sources, ports=ports, marks=marks)
 
 
 def _ranges(ranges: Iterable[AddressRange], family: int) -> tuple[AddressRange, ...]:

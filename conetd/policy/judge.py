@@ -37,6 +37,12 @@ def allowed(rules: Sequence[Rule], network_rules: Sequence[Rule], packet: Packet
     return rule is None or rule.verdict is Verdict.ACCEPT
 
 
+def accepted(rules: Sequence[Rule], packet: Packet) -> bool:
+    """Whether the rules accept a packet; what none matches they do not."""
+    rule = judge(rules, packet)
+    return rule is not None and rule.verdict is Verdict.ACCEPT
+
+
 def matches(rule: Rule, packet: Packet) -> bool:
     """Whether all fields of the rule match. ICMP is of IPv4 and ICMPv6 of IPv6 alone."""
     if rule.protocol is not None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError
 
 from conetd import registry
-from conetd.driver import API_VERSION, JSON, Attachment, Exhausted, Lease, Network, PlannedDriver
+from conetd.driver import API_VERSION, JSON, Attachment, Exhausted, Identities, Identity, Lease, Network, PlannedDriver
 from conetd.model import is_interface_name
 from conetd.plan import EndpointPolicy, Plan, Veth, identity
-from conetd.testing.sample import Sample
+from conetd.testing.sample import HOSTS, Sample
 
 _STRANGE = {"a_field_nobody_knows": 1}
 
@@ -146,6 +146,51 @@ class DriverConformance:
             assert [identity(one) for one in plan.filter] == [(EndpointPolicy.__name__, attachment.key)]
             assert plan == Plan(filter=plan.filter)
 
+    def test_two_hosts_claim_nothing_in_common(self) -> None:
+        leases = self._host_leases()
+
+        assert sum(len(lease.claims) for lease in leases) == len({claim for lease in leases for claim in lease.claims})
+        assert all(json.loads(json.dumps(lease.data)) == lease.data for lease in leases)
+
+    def test_a_host_keeps_what_it_has_when_it_is_asked_again(self) -> None:
+        first, second, _ = self._host_leases()
+        driver, network = self.sample.driver(), self.sample.network()
+
+        for lease, host, held in ((first, HOSTS[0], second.claims), (second, HOSTS[1], frozenset[str]())):
+            again = driver.allocate_host(network, host, lease, held)
+
+            assert again is not None
+            assert again.claims == lease.claims
+
+    def test_what_is_planned_for_other_hosts_lies_on_links_of_the_network_and_apart(self) -> None:
+        self._host_leases()
+        driver, network = self.sample.driver(), self.sample.network()
+        if not isinstance(driver, PlannedDriver):
+            pytest.skip("the driver does not plan")
+        links = {link.name for link in driver.plan_network(network).links}
+        first, second = (driver.plan_member(network, host, data) for host, data in network.members.items())
+
+        for plan in (first, second):
+            assert plan == Plan(routes=plan.routes, neighbours=plan.neighbours, fdb=plan.fdb, filter=plan.filter)
+            assert {one.link for one in plan.routes} | {one.link for one in plan.neighbours} <= links
+            assert {one.link for one in plan.fdb} <= links
+        assert not set(map(identity, first.filter)) & set(map(identity, second.filter))
+        assert not {route.destination for route in first.routes} & {route.destination for route in second.routes}
+        assert not {(one.link, one.mac) for one in first.fdb} & {(one.link, one.mac) for one in second.fdb}
+
+    def test_a_policy_follows_from_no_identity_that_its_selectors_do_not_mean(self) -> None:
+        self._host_leases()
+        driver, network = self.sample.driver(), self.sample.network()
+        if not isinstance(driver, PlannedDriver):
+            pytest.skip("the driver does not plan")
+        stranger = Identity(77, (("a-label", "nobody-knows"),))
+        crowded = replace(network, identities=Identities.of([stranger]))
+        for document in self.sample.all_policies():
+            attachment, policy = self.sample.attachment(network, policy=document), self.sample.policy(document)
+            assert not any(stranger.matches(one) for one in driver.selectors(policy))
+
+            assert driver.plan_policy(crowded, attachment, policy) == driver.plan_policy(network, attachment, policy)
+
     def test_what_is_told_of_an_attachment_is_json_with_prefix_lengths(self) -> None:
         driver, network = self.sample.driver(), self.sample.network()
         if not isinstance(driver, PlannedDriver):
@@ -154,6 +199,11 @@ class DriverConformance:
 
         assert json.loads(json.dumps(told)) == told
         assert all("/" in address and ip_interface(address) for address in told["addresses"])
+
+    def _host_leases(self) -> list[Lease]:
+        if not self.sample.spans_hosts:
+            pytest.skip("the driver has not the capability cluster")
+        return self.sample.host_leases(self.sample.network())
 
     def _documents(self) -> list[tuple[Schema, JSON]]:
         driver = self.sample.driver
@@ -167,6 +217,7 @@ class DriverConformance:
         if not isinstance(driver, PlannedDriver):
             pytest.skip("the driver does not plan")
         plans = [driver.plan_network(network)]
+        plans += [driver.plan_member(network, host, data) for host, data in network.members.items()]
         for document in self.sample.all_policies():
             attachment = _stored(self.sample.attachment(network, policy=document))
             plans.append(_planned(driver, network, attachment, self.sample.policy(document)))

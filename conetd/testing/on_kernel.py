@@ -21,6 +21,7 @@ from conetd.driver import (
     KernelHandle,
     Network,
     NetworkContext,
+    PlannedDriver,
 )
 from conetd.kernel.choice import open_filter
 from conetd.kernel.kernel import Kernel
@@ -85,7 +86,18 @@ class _Host:
         chosen = network or self.network
         handle = self.kernel.handle(f"conetd {chosen.name}", None)
         context: NetworkContext[Any] = NetworkContext(chosen, handle, logging.getLogger(__name__))
+        others = self._others(chosen)
+        if method == "remove_network":
+            self.netns.call(handle.remove, others)
         self.netns.call(getattr(self.driver, method), context)
+        if method == "ensure_network":
+            self.netns.call(handle.ensure, others)
+
+    def _others(self, network: Network[Any]) -> Plan:
+        """What there is for the other hosts of the network."""
+        if not isinstance(self.driver, PlannedDriver):
+            return Plan()
+        return Plan.of([self.driver.plan_member(network, host, data) for host, data in network.members.items()])
 
     def on_attachment(
         self,
@@ -126,6 +138,7 @@ class KernelConformance:
         namespace = netns.make("host")
         namespace.connect(netns.make("world"), "192.0.2.1/24", "192.0.2.2/24", name="up0")
         namespace.run("ip", "route", "add", "default", "via", "192.0.2.2")
+        namespace.run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
         kernel = namespace.call(lambda: Kernel(open_filter(self.filter)))
         try:
             host = _Host(self.sample, namespace, self.sample.driver(), self.sample.network(), kernel)
@@ -274,10 +287,12 @@ def _picture(netns: Any) -> dict[str, list[str]]:
             if one["scope"] != "link"
         ],
         "routes": [
-            [route.get(key) for key in ("dst", "gateway", "dev", "metric")]
+            [route.get(key) for key in ("type", "dst", "gateway", "dev", "metric")]
             for route in routes
             if route.get("protocol") != "kernel"
         ],
         "neighbours": [[one["dst"], one["dev"], one["lladdr"]] for one in neighbours],
     }
+    forwarded = [one for one in netns.json("bridge", "-j", "fdb") if "dst" in one]
+    seen["forwarded"] = [[one["ifname"], one["mac"], one["dst"], one["state"]] for one in forwarded]
     return {kind: sorted(json.dumps(one) for one in found) for kind, found in seen.items()}

@@ -1,4 +1,4 @@
-"""What somebody gets who installs conetd: both packages, the command, and the hook as it stands in the tree."""
+"""What somebody gets who installs conetd: the packages, the command, and the hook as it stands in the tree."""
 
 from __future__ import annotations
 
@@ -42,11 +42,14 @@ def test_the_hook_is_installed_unchanged_and_executable(installed: Path) -> None
     assert os.access(hook, os.X_OK)
 
 
-def test_the_installed_command_finds_the_bridge_driver(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_command_finds_the_drivers(installed: Path, tmp_path: Path) -> None:
     command = [str(installed / "bin" / "conetd"), "drivers"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
-    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [["bridge", "conetd"]]
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [
+        ["bridge", "conetd"],
+        ["vxlan", "conetd"],
+    ]
 
 
 def test_the_installed_package_carries_the_stores_migrations(installed: Path, tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ def test_without_subnet6_the_bridge_is_silent_in_ipv6() -> None:
     assert sysctls(DRIVER.plan_network(network(bridge="br0"))) == {"ipv6/conf/br0/disable_ipv6": "1"}
 
 
+def test_a_bridge_too_small_for_ipv6_is_asked_for_no_sysctl_that_it_has_not() -> None:
+    assert DRIVER.plan_network(network(mtu=1279)).sysctls == ()
+
+
 def test_with_subnet6_the_bridge_has_its_gateway_and_takes_no_advertisements() -> None:
     plan = DRIVER.plan_network(network(bridge="br0", subnet6="fd00::/64"))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conetd.model import ICMP, TCP, UDP, AddressRange, Icmp, PortRange, Rule, Verdict
+from conetd.model import ICMP, TCP, UDP, AddressRange, Icmp, MarkRange, PortRange, Rule, Verdict
 from conetd.policy.judge import Packet, allowed, judge, matches
 
 WEB = Packet(4, TCP, ip_address("10.0.0.2"), ip_address("192.0.2.7"), 40000, 443, mark=0x12345)
@@ -30,8 +30,9 @@ def rule(verdict: Verdict = Verdict.ACCEPT, to: str | None = None, **fields: Any
         (rule(protocol=TCP, ports=(PortRange(444, 450),)), WEB, False),
         (rule(sources=(AddressRange.of(ip_network("10.0.0.0/24")),)), WEB, True),
         (rule(sources=(AddressRange.of(ip_network("10.0.1.0/24")),)), WEB, False),
-        (rule(mark=0x2345), WEB, True),
-        (rule(mark=0x12345), WEB, False),
+        (rule(marks=(MarkRange(1, 2), MarkRange(0x2345, 0x2345))), WEB, True),
+        (rule(marks=(MarkRange(0x12345, 0x12345),)), WEB, False),
+        (rule(marks=(MarkRange(0x2346, 0xFFFF),)), WEB, False),
         (rule(protocol=ICMP), PING, True),
         (rule(protocol=ICMP, icmp=Icmp(8)), PING, True),
         (rule(protocol=ICMP, icmp=Icmp(8, 0)), PING, True),

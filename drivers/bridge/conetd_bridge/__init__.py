@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from conetd.driver import JSON, Attachment, Conflict, Invalid, Lease, Network, PlannedDriver, PortRequest
 from conetd.plan import Plan
+from conetd.policy.common import refuse_overlap
 from conetd_bridge import plans
 from conetd_bridge.addresses import allocate
 from conetd_bridge.config import BridgeConfig, ConfigSchema
@@ -56,15 +57,12 @@ class BridgeDriver(PlannedDriver[BridgeConfig, BridgePolicy]):
 
 
 def _refuse_overlap(new: Network[BridgeConfig], other: Network[BridgeConfig]) -> None:
-    for field, mine, theirs in (
-        ("subnet", new.config.subnet, other.config.subnet),
-        ("subnet6", new.config.subnet6, other.config.subnet6),
-    ):
-        if mine is not None and theirs is not None and mine.overlaps(theirs):
-            raise Conflict(
-                f'network "{new.name}": {field} {mine} overlaps {theirs} of network "{other.name}"',
-                fields={f"config.{field}": f'overlaps {theirs} of network "{other.name}"'},
-            )
+    mine, theirs = new.config, other.config
+    refuse_overlap(
+        new.name,
+        other.name,
+        {"subnet": (mine.subnet, theirs.subnet), "subnet6": (mine.subnet6, theirs.subnet6)},
+    )
     bridge = plans.bridge_name(new)
     if bridge == plans.bridge_name(other):
         raise Conflict(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
-from conetd.driver import Conflict, Exhausted, Invalid, Lease, Network, Requested
+from conetd.driver import Exhausted, Lease, Network, Requested
+from conetd.policy.leases import derived_mac, lowest_free, mac_of, refuse_held, requested_mac, unfit
 from conetd_bridge.config import BridgeConfig, is_host
 
 PORTS_MAX = 1023  # BR_MAX_PORTS in net/bridge/br_private.h is 1024, and port number 0 stands for none
 # At most PORTS_MAX addresses are held and three of a range reserved, so among this many one is free, or none at all.
 _CANDIDATES = PORTS_MAX + 4
-_GENERATIONS = 64  # 0a:c0 to 0a:ff
 
 
 def allocate(network: Network[BridgeConfig], requested: Requested, held: Collection[str]) -> Lease:
@@ -28,20 +27,12 @@ def allocate(network: Network[BridgeConfig], requested: Requested, held: Collect
         raise Exhausted(f'network "{network.name}" is full: the kernel gives a bridge {PORTS_MAX} ports')
     ip = _requested_ip(network, requested, held) or _lowest_ip(network, held)
     ip6 = _requested_ip6(network, requested, held) or _matching_ip6(network, ip, held)
-    mac = _requested_mac(network, requested, held) or _derived_mac(network, ip, held)
+    mac = _requested_mac(network, requested, held) or derived_mac(network.name, ip, held)
     data = {"ip": str(ip), "mac": mac}
     claims = {f"ip:{ip}", f"mac:{mac}"}
     if ip6 is None:
         return Lease(data, frozenset(claims), frozenset({4}))
     return Lease(data | {"ip6": str(ip6)}, frozenset(claims | {f"ip:{ip6}"}), frozenset({4, 6}))
-
-
-def mac_of(ip: IPv4Address, generation: int = 0) -> str:
-    """The MAC derived from an address: 0a:c0 and its four bytes; 0a is locally administered, for a single host.
-
-    A further `generation` is for the case that somebody asked for that very MAC: 0a:c1, 0a:c2 …
-    """
-    return ":".join(f"{byte:02x}" for byte in (0x0A, 0xC0 + generation, *ip.packed))
 
 
 def _lowest_ip(network: Network[BridgeConfig], held: Collection[str]) -> IPv4Address:
@@ -50,19 +41,12 @@ def _lowest_ip(network: Network[BridgeConfig], held: Collection[str]) -> IPv4Add
     reserved = frozenset(
         int(one) for one in (config.subnet.network_address, config.subnet.broadcast_address, config.gateway)
     )
-    for claim in _candidates(first, last, reserved):
-        if claim not in held:
-            return IPv4Address(claim[3:])
+    ip = lowest_free(first, min(last, first + _CANDIDATES), held, reserved)
+    if ip is not None:
+        return ip
     raise Exhausted(
         f'network "{network.name}" is full: every address from {config.range.first} to {config.range.last} is taken'
     )
-
-
-# Writing a thousand addresses takes a millisecond, looking them up thirty microseconds.
-@lru_cache(maxsize=256)
-def _candidates(first: int, last: int, reserved: frozenset[int]) -> tuple[str, ...]:
-    end = min(last, first + _CANDIDATES)
-    return tuple(f"ip:{IPv4Address(number)}" for number in range(first, end + 1) if number not in reserved)
 
 
 def _matching_ip6(network: Network[BridgeConfig], ip: IPv4Address, held: Collection[str]) -> IPv6Address | None:
@@ -83,23 +67,15 @@ def _places(preferred: int) -> Iterator[int]:
     yield from range(1, _CANDIDATES)  # 0 is the subnet's router anycast address, RFC 4291, 2.6.1
 
 
-def _derived_mac(network: Network[BridgeConfig], ip: IPv4Address, held: Collection[str]) -> str:
-    for generation in range(_GENERATIONS):
-        mac = mac_of(ip, generation)
-        if f"mac:{mac}" not in held:
-            return mac
-    raise Exhausted(f'network "{network.name}": every MAC that can be derived from {ip} is taken')
-
-
 def _requested_ip(network: Network[BridgeConfig], requested: Requested, held: Collection[str]) -> IPv4Address | None:
     ip, config = requested.ip, network.config
     if ip is None:
         return None
     if not isinstance(ip, IPv4Address) or not is_host(ip, config.subnet):
-        raise _invalid(network, "ip", str(ip), f"is not an address for a host in {config.subnet}")
+        raise unfit(network.name, "ip", ip, f"is not an address for a host in {config.subnet}")
     if ip == config.gateway:
-        raise _invalid(network, "ip", str(ip), "is the network's gateway")
-    _refuse_held(network, "ip", "ip", str(ip), held)
+        raise unfit(network.name, "ip", ip, "is the network's gateway")
+    refuse_held(network.name, "ip", f"ip:{ip}", held)
     return ip
 
 
@@ -108,33 +84,16 @@ def _requested_ip6(network: Network[BridgeConfig], requested: Requested, held: C
     if ip6 is None:
         return None
     if config.subnet6 is None:
-        raise _invalid(network, "ip6", str(ip6), "cannot be had: the network has no subnet6")
+        raise unfit(network.name, "ip6", ip6, "cannot be had: the network has no subnet6")
     if not isinstance(ip6, IPv6Address) or ip6 not in config.subnet6 or ip6 == config.subnet6.network_address:
-        raise _invalid(network, "ip6", str(ip6), f"is not an address for a host in {config.subnet6}")
+        raise unfit(network.name, "ip6", ip6, f"is not an address for a host in {config.subnet6}")
     if ip6 == config.gateway6:
-        raise _invalid(network, "ip6", str(ip6), "is the network's gateway")
-    _refuse_held(network, "ip6", "ip", str(ip6), held)
+        raise unfit(network.name, "ip6", ip6, "is the network's gateway")
+    refuse_held(network.name, "ip6", f"ip:{ip6}", held)
     return ip6
 
 
 def _requested_mac(network: Network[BridgeConfig], requested: Requested, held: Collection[str]) -> str | None:
-    mac = requested.mac
-    if mac is None:
-        return None
-    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise _invalid(network, "mac", mac, "is not the address of a single interface")
-    if mac == mac_of(network.config.gateway):
-        raise _invalid(network, "mac", mac, "is the bridge's own")
-    _refuse_held(network, "mac", "mac", mac, held)
-    return mac
-
-
-def _refuse_held(network: Network[BridgeConfig], field: str, kind: str, value: str, held: Collection[str]) -> None:
-    if f"{kind}:{value}" in held:
-        raise Conflict(
-            f'{field}: {value} is already taken on network "{network.name}"', fields={field: f"already taken: {value}"}
-        )
-
-
-def _invalid(network: Network[BridgeConfig], field: str, value: str, reason: str) -> Invalid:
-    return Invalid(f'{field}: {value} {reason} (network "{network.name}")', fields={field: f"{value} {reason}"})
+    if requested.mac is not None and requested.mac == mac_of(network.config.gateway):
+        raise unfit(network.name, "mac", requested.mac, "is the bridge's own")
+    return requested_mac(network.name, requested, held)

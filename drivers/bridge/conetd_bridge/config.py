@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, post_dump, post_load, validate
+from marshmallow import ValidationError, fields, post_load
 
 from conetd.driver import IPAddress, is_interface_name
 from conetd.plan import AddressRange, IPNetwork
-from conetd.policy.fields import Address, Addresses, Described, Subnet, Subnets, Switch, parse_address, parse_subnet
+from conetd.policy.common import CommonConfigSchema, is_unique_local, wrong_mtu, wrong_subnet
+from conetd.policy.fields import Address, Described, Subnet, Switch, parse_address, parse_subnet
 
-_MTU_MIN, _MTU6_MIN = 576, 1280  # RFC 791, RFC 8200
-# Also told to clients in the JSON Schema, whose regular expressions are ECMAScript's: they have no \Z.
-_DOMAIN = re.compile(r"^(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$(?!\n)")
 _BRIDGE_SCHEMA = {"pattern": "^[A-Za-z0-9._-]{1,15}$", "description": "name of the bridge"}
-_MTU_SCHEMA = {"minimum": _MTU_MIN, "maximum": 65535, "description": "bytes"}
-_UNIQUE_LOCAL = IPv6Network("fc00::/7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,7 @@ class BridgeConfig:
         """The subnets whose packets leave with the host's address: IPv6 only if unique-local, or by `masquerade6`."""
         found: list[IPNetwork] = [self.subnet] if self.masquerade else []
         if self.subnet6 is not None:
-            local = self.masquerade and self.subnet6.subnet_of(_UNIQUE_LOCAL)
+            local = self.masquerade and is_unique_local(self.subnet6)
             found += [self.subnet6] if local or self.masquerade6 else []
         return tuple(found)
 
@@ -79,7 +74,7 @@ def _check_bridge(name: str) -> None:
         raise ValidationError("is no interface name: 1 to 15 of A-Z a-z 0-9 . _ - and not lo, all or default.")
 
 
-class ConfigSchema(Schema):
+class ConfigSchema(CommonConfigSchema):
     """Loads to BridgeConfig. What is left out is filled in, so that dumping gives the network as it will be."""
 
     subnet = Subnet(version=4, required=True)
@@ -88,22 +83,15 @@ class ConfigSchema(Schema):
     gateway6 = Address(version=6)
     range = Range()
     bridge = fields.String(validate=_check_bridge, metadata=_BRIDGE_SCHEMA)
-    mtu = fields.Integer(strict=True, metadata=_MTU_SCHEMA)
-    masquerade = Switch(load_default=True)
     masquerade6 = Switch(load_default=False)
-    deny_networks = Subnets(load_default=())
     allow_host_access = Switch(load_default=False)
     isolated = Switch(load_default=False)
-    dns_servers = Addresses(load_default=())
-    search_domains = fields.List(
-        fields.String(validate=validate.Regexp(_DOMAIN, error="is no domain name.")), load_default=()
-    )
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> BridgeConfig:
         """Fill in what follows from the rest and refuse what contradicts it."""
         for name in ("subnet", "subnet6"):
-            if name in data and (wrong := _wrong_subnet(data[name])):
+            if name in data and (wrong := wrong_subnet(data[name])):
                 raise ValidationError({name: [wrong]})
         subnet: IPv4Network = data["subnet"]
         subnet6: IPv6Network | None = data.get("subnet6")
@@ -120,33 +108,17 @@ class ConfigSchema(Schema):
             data.setdefault("gateway6", subnet6[1])
             if data["gateway6"] not in subnet6 or data["gateway6"] == subnet6.network_address:
                 complaints["gateway6"] = [f"is not an address for a host in {subnet6}."]
-        low = _MTU_MIN if subnet6 is None else _MTU6_MIN
-        if not low <= data.get("mtu", low) <= 65535:
-            complaints["mtu"] = [f"must be from {low} to 65535{'' if subnet6 is None else ', for IPv6'}."]
+        if wrong := wrong_mtu(data.get("mtu"), ipv6=subnet6 is not None):
+            complaints["mtu"] = [wrong]
         if complaints:
             raise ValidationError(complaints)
         data["search_domains"] = tuple(data["search_domains"])
         return BridgeConfig(**data)
 
-    @post_dump
-    def without_what_is_not_there(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Leave out what is None, as a client would."""
-        return {name: value for name, value in data.items() if value is not None}
-
 
 def is_host(address: IPv4Address, subnet: IPv4Network) -> bool:
     """Whether the address is one of the subnet that a host can have: neither its first nor its broadcast address."""
     return address in subnet and address not in (subnet.network_address, subnet.broadcast_address)
-
-
-def _wrong_subnet(subnet: IPNetwork) -> str | None:
-    if subnet.is_loopback or subnet.is_multicast or subnet[0].is_unspecified or subnet.prefixlen < 8:
-        return "is not a range that hosts can have addresses of."
-    if subnet.version == 6 and subnet.is_link_local:
-        return "is link-local, and cannot be routed."
-    if subnet.num_addresses < 4:
-        return "is too small for a gateway and a container."
-    return None
 
 
 def _wrong_range(range_: AddressRange, subnet: IPv4Network, gateway: IPv4Address) -> str | None:

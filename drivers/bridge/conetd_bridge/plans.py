@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from conetd.driver import JSON, Attachment, HostPort, IPAddress, Network
 from conetd.plan import (
-    TCP,
-    UDP,
     Address,
-    AddressRange,
     Bridge,
     Endpoint,
     EndpointPolicy,
@@ -19,29 +15,19 @@ from conetd.plan import (
     NetworkFilter,
     Plan,
     PortMapping,
-    PortRange,
     Route,
-    Rule,
     Side,
     Sysctl,
-    Verdict,
     Veth,
 )
-from conetd_bridge.addresses import mac_of
+from conetd.plan.ipv6 import container_ipv6, link_ipv6
+from conetd.policy.common import MTU6_MIN, deny, resolvers
+from conetd.policy.leases import mac_of
 from conetd_bridge.config import BridgeConfig
-from conetd_bridge.policy import BridgePolicy, deny
+from conetd_bridge.policy import BridgePolicy
 
 _EVERYWHERE, _EVERYWHERE6 = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
-_MTU6_MIN = 1280  # bytes, RFC 8200
-_DNS = 53
 
-# Inherited by the interface at its birth, which costs less than setting them on it.
-_NO_IPV6 = (Sysctl("ipv6/conf/default/disable_ipv6", "1", Side.CONTAINER, early=True),)
-_IPV6 = (
-    Sysctl("ipv6/conf/default/disable_ipv6", "0", Side.CONTAINER, early=True),
-    Sysctl("ipv6/conf/default/accept_dad", "0", Side.CONTAINER, early=True),
-    Sysctl("ipv6/conf/default/accept_ra", "0", Side.CONTAINER, early=True),
-)
 # Neighbours that knew the address at another MAC are told. Only where one was asked for: a derived MAC stays with its
 # address, and what is told reaches every port of the bridge, which with many containers costs more than the attach.
 _TELL = (Sysctl("ipv4/conf/default/arp_notify", "1", Side.CONTAINER, early=True),)
@@ -62,7 +48,7 @@ def mtu(network: Network[BridgeConfig]) -> int:
     """Bytes: what is configured, else the uplink's, but never less than IPv6 needs."""
     if network.config.mtu is not None:
         return network.config.mtu
-    return network.uplink_mtu if network.config.subnet6 is None else max(network.uplink_mtu, _MTU6_MIN)
+    return network.uplink_mtu if network.config.subnet6 is None else max(network.uplink_mtu, MTU6_MIN)
 
 
 def plan_network(network: Network[BridgeConfig]) -> Plan:
@@ -71,16 +57,9 @@ def plan_network(network: Network[BridgeConfig]) -> Plan:
     name = bridge_name(network)
     addresses = [Address(name, IPv4Interface((config.gateway, config.subnet.prefixlen)))]
     subnets: list[IPNetwork] = [config.subnet]
-    sysctls = [Sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")]
     if config.subnet6 is not None and config.gateway6 is not None:
         addresses.append(Address(name, IPv6Interface((config.gateway6, config.subnet6.prefixlen))))
         subnets.append(config.subnet6)
-        sysctls = [
-            Sysctl(f"ipv6/conf/{name}/disable_ipv6", "0"),
-            Sysctl(f"ipv6/conf/{name}/accept_dad", "0"),
-            # A container's router advertisement must not give the host a route.
-            Sysctl(f"ipv6/conf/{name}/accept_ra", "0"),
-        ]
     wanted = NetworkFilter(
         network.key,
         tuple(subnets),
@@ -89,31 +68,15 @@ def plan_network(network: Network[BridgeConfig]) -> Plan:
         masquerade=config.masqueraded,
         rules=deny(config.deny_networks, "config.deny_networks"),
         host_access=config.allow_host_access,
-        host_rules=_resolvers(config.dns_servers),
+        host_rules=resolvers(config.dns_servers),
         isolated=config.isolated,
     )
     return Plan(
         links=(Bridge(name, mac_of(config.gateway), mtu(network)),),
         addresses=tuple(addresses),
-        sysctls=tuple(sysctls),
+        sysctls=link_ipv6(name, mtu(network), on=config.subnet6 is not None),
         filter=(wanted,),
         forward=frozenset(subnet.version for subnet in subnets),
-    )
-
-
-@lru_cache(maxsize=256)
-def _resolvers(servers: tuple[IPAddress, ...]) -> tuple[Rule, ...]:
-    """A resolver that the containers are told of may run on the host itself: that much of it is open to them."""
-    return tuple(
-        Rule(
-            Verdict.ACCEPT,
-            protocol,
-            (AddressRange(one, one),),
-            ports=(PortRange(_DNS, _DNS),),
-            origin=f"config.dns_servers[{index}]",
-        )
-        for index, one in enumerate(servers)
-        for protocol in (UDP, TCP)
     )
 
 
@@ -151,7 +114,7 @@ def plan_attachment(network: Network[BridgeConfig], attachment: Attachment) -> P
 
 
 def _sysctls(ip: IPv4Address, ip6: IPv6Address | None, mac: str) -> tuple[Sysctl, ...]:
-    found = _NO_IPV6 if ip6 is None else _IPV6
+    found = container_ipv6(on=ip6 is not None)
     if mac == mac_of(ip):
         return found
     return found + (_TELL if ip6 is None else _TELL + _TELL6)

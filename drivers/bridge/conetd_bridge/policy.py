@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from marshmallow import Schema, post_load
 
 from conetd.driver import PortRequest
-from conetd.plan import AddressRange, IPNetwork, Rule, Verdict
+from conetd.plan import IPNetwork, Rule
+from conetd.policy.common import deny
 from conetd.policy.fields import Subnets, Switch
 from conetd.policy.garden import NetIn, NetOut
 
@@ -41,13 +41,3 @@ class PolicySchema(Schema):
     def build(self, data: dict[str, Any], **_: Any) -> BridgePolicy:
         """The document as a value."""
         return BridgePolicy(**data)
-
-
-# The same objects each time: rules that are known already by identity are compared and compiled faster.
-@lru_cache(maxsize=256)
-def deny(networks: tuple[IPNetwork, ...], origin: str) -> tuple[Rule, ...]:
-    """Rules that reject what goes to the networks; `origin` is the path of their list."""
-    return tuple(
-        Rule(Verdict.REJECT, destinations=(AddressRange.of(network),), origin=f"{origin}[{index}]")
-        for index, network in enumerate(networks)
-    )
