@@ -30,7 +30,7 @@ from conetd.model import IPAddress
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
-_ORIG, _REPLY, _STATUS, _ID, _ZONE, _FILTER = 1, 2, 3, 12, 18, 25
+_ORIG, _REPLY, _STATUS, _MARK, _ID, _ZONE, _FILTER = 1, 2, 3, 8, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SOURCES, _IP_DESTINATIONS = (1, 3), (2, 4)  # IPv4, IPv6
 _PROTO_NUM, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT = 1, 2, 3
@@ -232,8 +232,7 @@ def parse(payload: bytes) -> Flow | None:
     """The flow in one answer of the kernel (nfgenmsg and attributes); None if it lacks an end."""
     original = b""
     there, back = _Ends(), _Ends()
-    status = zone = 0
-    identity = 0
+    status = zone = mark = identity = 0
     for kind, value in attributes(payload, 4):
         if kind == _ORIG:
             original = bytes(value)
@@ -242,6 +241,8 @@ def parse(payload: bytes) -> Flow | None:
             back = _ends(value)
         elif kind == _STATUS:
             status = int.from_bytes(value, "big")
+        elif kind == _MARK:
+            mark = int.from_bytes(value, "big")
         elif kind == _ID:
             identity = int.from_bytes(value, "big")
         elif kind == _ZONE:
@@ -263,6 +264,7 @@ def parse(payload: bytes) -> Flow | None:
         icmp_type=there.icmp_type,
         icmp_code=there.icmp_code,
         zone=zone,
+        mark=mark,
         id=identity,
         original=original,
     )

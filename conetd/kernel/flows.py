@@ -17,7 +17,8 @@ class Flow:
 
     After destination NAT the packets really go to `reply_source`:`reply_source_port`; after source NAT the replies
     come back to `reply_destination`. Ports are 0 where the protocol has none; `icmp_type` and `icmp_code` are set for
-    ICMP and ICMPv6 alone. `original` and `id` are the kernel's own words for it, by which it is deleted.
+    ICMP and ICMPv6 alone. `mark` is the connection's, 32 bits. `original` and `id` are the kernel's own words for it,
+    by which it is deleted.
     """
 
     protocol: int
@@ -33,6 +34,7 @@ class Flow:
     icmp_type: int | None = None
     icmp_code: int | None = None
     zone: int = 0
+    mark: int = 0
     id: int = 0
     original: bytes = field(default=b"", repr=False)
 

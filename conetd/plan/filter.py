@@ -108,7 +108,7 @@ class EndpointPolicy:
     judges connections towards the endpoint in the same way and drops what no rule matches; None accepts all.
     `inside` judges what the endpoint sends within its network, and drops what no rule matches; None accepts all.
     An endpoint with an `ingress` sends no TCP segment within its network that is of no known connection and begins
-    none: so a connection that its ingress forbids now does not come back as one of its own.
+    none, and gets none from another host: so a connection that is forbidden now does not come back as the other end's.
     With `log_denied`, what any of these rules or the network's drop or reject, and what none matches, is logged.
     """
 

@@ -9,7 +9,7 @@ from conetd.kernel.conntrack import Conntrack
 from conetd.kernel.flows import Flow, stale_for_mapping
 from conetd.model import UDP, IPAddress, IPNetwork
 from conetd.plan import EndpointPolicy, NetworkFilter, PortMapping
-from conetd.policy.judge import Packet, allowed
+from conetd.reconcile.forbidden import forbidden, narrowed
 
 
 class Flows:
@@ -49,35 +49,38 @@ class Flows:
     ) -> None:
         """End exactly the flows that a changed policy made stale or forbids.
 
-        Stale are those through mappings that are gone, and those to new ones that go elsewhere; forbidden those the
-        addresses opened which `after`, and then the network's rules, do not accept. Walks the table once, if at all.
+        Stale are those through mappings that are gone, and those to new ones that go elsewhere; forbidden those that
+        the addresses opened, or that were opened towards them, and that the parts of `after` that changed do not
+        accept. Walks the table once, if at all.
         """
         had = set(before.ports) if before is not None else set()
         gone, fresh = had - set(after.ports), set(after.ports) - had
-        judged = addresses if before is None or before.rules != after.rules else ()
+        scopes = narrowed(before, after)
+        judged = addresses if scopes else ()
         if not (gone or fresh or judged):
             return
         flows = self._conntrack.flows_of(judged, _ports(gone | fresh))
         ending = self._stale(flows, gone, fresh) if gone or fresh else []
         if judged:
-            ending += self._forbidden([flow for flow in flows if flow.source in judged], after, network)
+            ending += self._forbidden(forbidden(flows, after, judged, network, scopes))
         self._conntrack.delete(dict.fromkeys(ending))
 
     def end_forbidden(self, judged: Sequence[tuple[EndpointPolicy, Collection[IPAddress], NetworkFilter]]) -> None:
-        """End the flows that addresses opened which their policy, and then their network's rules, do not accept.
+        """End the flows from and to addresses which their policy, and then their network's rules, do not accept.
 
         Walks the table once for all of them.
         """
         if not judged:
             return
-        opened: defaultdict[IPAddress, list[Flow]] = defaultdict(list)
+        concerning: defaultdict[IPAddress, list[Flow]] = defaultdict(list)
         for flow in self._conntrack.flows_of([address for _, addresses, _ in judged for address in addresses]):
-            opened[flow.source].append(flow)
-        self._conntrack.delete(
-            flow
-            for policy, addresses, network in judged
-            for flow in self._forbidden([flow for one in addresses for flow in opened[one]], policy, network)
-        )
+            for end in {flow.source, flow.reply_source}:
+                concerning[end].append(flow)
+        ending: list[Flow] = []
+        for policy, addresses, network in judged:
+            flows = dict.fromkeys(flow for one in addresses for flow in concerning[one])
+            ending += self._forbidden(forbidden(flows, policy, addresses, network))
+        self._conntrack.delete(dict.fromkeys(ending))
 
     def forget(self, addresses: Collection[IPAddress]) -> None:
         """End every flow from or to these addresses, whose containers are gone."""
@@ -94,33 +97,14 @@ class Flows:
             stale += stale_for_mapping(flows, local=local, new=new, ours=ours)
         return stale
 
-    def _forbidden(self, opened: Sequence[Flow], policy: EndpointPolicy, network: NetworkFilter | None) -> list[Flow]:
-        network_rules = network.rules if network else ()
-        subnets = network.subnets if network else ()
-        forbidden = [
-            flow
-            for flow in opened
-            if not any(flow.reply_source in subnet for subnet in subnets)
-            and not allowed(policy.rules, network_rules, _packet(flow))
-        ]
-        if not forbidden:
+    def _forbidden(self, found: Iterable[tuple[Flow, IPAddress]]) -> list[Flow]:
+        ending = list(found)
+        if not ending:
             return []
-        # Flows to the host itself are not forwarded: `host_access` judges them, not the policy.
+        # Flows to the host itself are not forwarded: `host_access` judges them, not the policy; nor are those from it.
         local = self._local_addresses()
-        return [flow for flow in forbidden if flow.reply_source not in local]
+        return [flow for flow, other_end in ending if other_end not in local]
 
 
 def _ports(mappings: Iterable[PortMapping]) -> set[tuple[int, int, int]]:
     return {(one.protocol, one.host_port, one.to.version) for one in mappings}
-
-
-def _packet(flow: Flow) -> Packet:
-    return Packet(
-        family=flow.source.version,
-        protocol=flow.protocol,
-        source=flow.source,
-        destination=flow.reply_source,
-        destination_port=flow.reply_source_port,
-        icmp_type=flow.icmp_type,
-        icmp_code=flow.icmp_code,
-    )

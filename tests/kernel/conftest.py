@@ -1,4 +1,4 @@
-"""What the filter tests of both backends share: a lab with a backend in it, and the flows to try."""
+"""What the filter tests share: a lab with a backend of either kind in it, one with tunnels, and the flows to try."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 from pytest_netns import NetnsFactory
 
+from conetd.kernel import nft
+from tests.kernel import tunnel_lab
 from tests.kernel.filter_lab import FilterLab, build
 from tests.kernel.traffic import FLOWS, Flow
+from tests.kernel.tunnel_lab import TunnelLab
 
 BACKENDS = {
     "nftables": ("conetd.kernel.nft", "NftablesBackend"),
@@ -41,3 +44,19 @@ def lab(built: FilterLab) -> FilterLab:
 def flow(request: pytest.FixtureRequest) -> Flow:
     """TCP and UDP over IPv4 and IPv6."""
     return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["underlay4", "underlay6"])
+def built_tunnel(request: pytest.FixtureRequest, netns_module: NetnsFactory) -> Iterator[TunnelLab]:
+    if not netns_module.make("asked").call(nft.available):
+        pytest.skip("this kernel has no nf_tables")
+    made = tunnel_lab.build(netns_module, request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tunnel(built_tunnel: TunnelLab) -> TunnelLab:
+    """An overlay of two hosts at rest: everybody may reach everybody."""
+    built_tunnel.reset()
+    return built_tunnel

@@ -101,7 +101,7 @@ class FilterLab:
         log_denied: bool = False,
     ) -> None:
         """Give a container this policy."""
-        self.put(EndpointPolicy(box.name, rules, tuple(ports), ingress, log_denied))
+        self.put(EndpointPolicy(box.name, rules, tuple(ports), ingress, log_denied=log_denied))
 
     def network(self, wanted: NetworkFilter, **changes: object) -> None:
         """Change a network."""

@@ -6,9 +6,9 @@ import socket
 from dataclasses import replace
 
 from conetd.kernel.filter import NFLOG_ALLOWED, NFLOG_DENIED
-from conetd.model import log_prefix
+from conetd.model import Rule, Verdict, log_prefix
 from tests.kernel.filter_lab import DENIED, OUTSIDE, UP, FilterLab, accept, reject
-from tests.kernel.traffic import REFUSED, UDP, Flow, Log, ask, connect
+from tests.kernel.traffic import REFUSED, SILENT, UDP, Flow, Log, ask, connect
 
 
 def test_an_accepted_connection_is_logged_once(lab: FilterLab, flow: Flow) -> None:
@@ -56,3 +56,12 @@ def test_a_rule_that_logs_does_not_change_the_verdict(lab: FilterLab, flow: Flow
     with Log(lab.host, NFLOG_DENIED) as log:
         assert lab.reach(lab.a.netns, flow, OUTSIDE[flow.family]) == REFUSED
         assert set(log.prefixes(1)) == {log_prefix("handle-a")}
+
+
+def test_with_log_denied_what_ingress_does_not_accept_is_logged_for_the_receiver(lab: FilterLab, flow: Flow) -> None:
+    there = lab.c.addresses[flow.family]
+    for ingress in ((), (Rule(Verdict.DROP, flow.protocol, origin="policies[0]"),)):
+        lab.policy(lab.c, ingress=ingress, log_denied=True)
+        with Log(lab.host, NFLOG_DENIED) as log:
+            assert lab.miss(lab.a.netns, flow, there) == SILENT
+            assert set(log.prefixes(1)) == {log_prefix("handle-c")}

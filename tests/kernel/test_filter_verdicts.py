@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from conetd.model import AddressRange, Icmp, PortRange, Rule, Verdict
+from conetd.model import AddressRange, Icmp, MarkRange, PortRange, Rule, Verdict
 from tests.kernel.filter_lab import (
     DENIED,
     GATEWAY,
@@ -229,7 +229,7 @@ def test_ingress_may_tell_sources_apart(lab: FilterLab, flow: Flow) -> None:
 def test_ingress_may_tell_marks_apart(lab: FilterLab, flow: Flow) -> None:
     lab.serve(lab.c.netns, flow)
     lab.put(replace(lab.a.endpoint, mark=0x1234), replace(lab.b.endpoint, mark=0x1235))
-    lab.policy(lab.c, ingress=(Rule(Verdict.ACCEPT, mark=0x1234),))
+    lab.policy(lab.c, ingress=(Rule(Verdict.ACCEPT, marks=(MarkRange(0x1234, 0x1234),)),))
     assert lab.reach(lab.a.netns, flow, lab.c.addresses[flow.family]) == str(GREEN_GATEWAY[flow.family])
     assert lab.miss(lab.b.netns, flow, lab.c.addresses[flow.family]) == SILENT
 

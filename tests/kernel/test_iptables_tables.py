@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from conetd.errors import KernelError
+from conetd.errors import DriverError, KernelError
 from conetd.kernel.iptables import IptablesBackend
-from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, PortRange, Rule, Verdict
-from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping
+from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, MarkRange, PortRange, Rule, Verdict
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping, Tunnel, TunnelPeer
 
 NETWORK = NetworkFilter(
     "blue",
@@ -72,7 +72,7 @@ def span(first: str, last: str | None = None) -> AddressRange:
          "-p icmp -m icmp --icmp-type 8/0 {who} -j REJECT --reject-with icmp-port-unreachable"),
         (Rule(Verdict.REJECT, ICMPV6, icmp=Icmp(128)), 6,
          "-p ipv6-icmp -m icmp6 --icmpv6-type 128 {who} -j REJECT --reject-with icmp6-port-unreachable"),
-        (Rule(Verdict.ACCEPT, mark=5), 4, "-m mark --mark 0x5/0xffff {who} -g conetd-to"),
+        (Rule(Verdict.ACCEPT, marks=(MarkRange(5, 5),)), 4, "-m mark --mark 0x5/0xffff {who} -g conetd-to"),
         (Rule(Verdict.ACCEPT, 47, sources=(span("fd00::1", "fd00::3"),)), 6,
          "-p gre -m iprange --src-range fd00::1-fd00::3 {who} -g conetd-to"),
         (Rule(Verdict.DROP, destinations=(AddressRange.of(ip_network("2001:db8::/33")),)), 6,
@@ -198,6 +198,39 @@ def test_a_jump_that_stands_twice_is_reduced_to_one(backend: IptablesBackend, ho
     host.run("iptables-legacy", "-A", "FORWARD", "-j", "conetd-forward")
     backend.sync(EVERYTHING)
     assert rules_of(host, "FORWARD") == ["-j conetd-forward"]
+
+
+TUNNELLED = NetworkFilter("red", (ip_network("10.1.0.0/16"),), tunnel=Tunnel("cx0", 4789, 42, ((4, 24),)), name="far")
+PEER = TunnelPeer("two", "cx0", 4789, 42, ip_address("192.0.2.2"), "ee:ee:0a:01:04:00", (ip_network("10.1.4.0/24"),))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (TUNNELLED, "network far: its tunnel to other hosts"),
+        (PEER, "host at 192.0.2.2: the tunnel cx0 to it"),
+        (EndpointPolicy("web", inside=()), "policy of web: its rules for what stays inside the network"),
+    ],
+    ids=["tunnel", "host", "inside"],
+)
+def test_what_needs_nftables_is_refused_and_nothing_is_changed(
+    backend: IptablesBackend, host: Any, asked: FilterObject, words: str
+) -> None:
+    backend.apply(EVERYTHING)
+    before = saved(host)
+    said = rf'^{words} can be filtered by nftables alone, so set filter = "nftables"$'
+    for call in (backend.apply, backend.sync, backend.check):
+        with pytest.raises(DriverError, match=said):
+            call([NETWORK, WEB, asked])
+    assert saved(host) == before
+    assert backend.held("EndpointPolicy", "web") == OPEN
+
+
+def test_who_has_an_ingress_does_not_take_connections_up_in_the_middle(backend: IptablesBackend, host: Any) -> None:
+    backend.apply([NETWORK, WEB, EndpointPolicy("web", ingress=())])
+    said = "-p tcp -m conntrack --ctstate INVALID,NEW -m tcp ! --tcp-flags SYN,ACK SYN -m comment --comment web -j DROP"
+    assert rules_of(host, "conetd-f-blue")[0] == f"-s 10.0.0.5/32 -d 10.0.0.0/24 {said}"
+    assert rules_of(host, "conetd-f-blue", 6)[0] == f"-s fd00::5/128 -d fd00::/64 {said}"
 
 
 def test_a_link_stays_shut_until_it_is_gone(backend: IptablesBackend, host: Any) -> None:

@@ -10,7 +10,7 @@ from conetd.kernel.filter import NFLOG_ALLOWED, NFLOG_DENIED
 from conetd.kernel.iptables import entries
 from conetd.kernel.iptables.entries import Line, exactly, within
 from conetd.kernel.iptables.translate import TOWARDS, lines, merge
-from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, PortRange, Rule, Verdict
+from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, MarkRange, PortRange, Rule, Verdict
 
 
 def span(first: str, last: str | None = None) -> AddressRange:
@@ -122,3 +122,21 @@ def test_logging_what_is_denied_does_not_log_what_is_accepted() -> None:
 
 def test_spans_merge_whatever_their_order() -> None:
     assert merge([(7, 9), (1, 3), (4, 5), (8, 12), (20, 19)]) == [(1, 5), (7, 12)]
+
+
+@pytest.mark.parametrize(
+    ("marks", "blocks"),
+    [
+        (((5, 5),), [(5, 0xFFFF)]),
+        (((8, 15),), [(8, 0xFFF8)]),
+        (((1, 65535),), [(1 << bit, 0xFFFF & -1 << bit) for bit in range(16)]),
+        (((0, 65535),), [(0, 0)]),
+        (((3, 6), (7, 7)), [(3, 0xFFFF), (4, 0xFFFC)]),
+        (((7, 6),), []),
+    ],
+)
+def test_marks_are_matched_in_blocks_that_agree_in_their_first_bits(
+    marks: tuple[tuple[int, int], ...], blocks: list[tuple[int, int]]
+) -> None:
+    rule = Rule(Verdict.DROP, marks=tuple(MarkRange(*one) for one in marks))
+    assert [line.matches for line in translated(rule)] == [(entries.marked(*block),) for block in blocks]

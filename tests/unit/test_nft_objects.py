@@ -10,11 +10,12 @@ import pytest
 from conetd.errors import KernelError
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import Chain, recognised
+from conetd.kernel.nft.elements import link_local, name_key
 from conetd.kernel.nft.mirror import Mirror
-from conetd.kernel.nft.objects import link_local, name_key, of_attachment, of_network
+from conetd.kernel.nft.objects import of_attachment, of_network
 from conetd.kernel.nft.verdicts import elements
 from conetd.model import TCP, UDP, AddressRange, PortRange, Rule, Verdict
-from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, PortMapping, Tunnel, TunnelPeer
 from conetd.policy.boxes import Box
 
 V4, V6 = ip_address("10.1.0.2"), ip_address("fd01::2")
@@ -126,6 +127,26 @@ def test_a_chain_for_logs_stands_only_where_an_accepted_connection_is_logged() -
     assert set(chains(replace(POLICY, rules=(rule,)))) == {"e-key", "l-key"}
 
 
+def test_what_stays_inside_the_network_is_judged_where_a_policy_says_so() -> None:
+    assert not {"inside4", "w-key"} & (sets(ENDPOINT, POLICY, NETWORK) | chains(POLICY).keys())
+    opened = Rule(Verdict.ACCEPT, TCP, origin="policies[0]")
+    judged = replace(POLICY, inside=(opened,))
+    assert {"inside4", "inside6"} <= sets(ENDPOINT, judged, NETWORK)
+    assert words(chains(judged)["w-key"]).endswith("web-1: inside policies[0] | web-1: inside not allowed")
+
+
+def test_who_has_an_ingress_is_guarded_from_connections_that_come_back() -> None:
+    assert "guarded4" not in sets(ENDPOINT, POLICY, NETWORK)
+    assert {"guarded4", "guarded6"} <= sets(ENDPOINT, replace(POLICY, ingress=()), NETWORK)
+
+
+def test_identities_are_kept_with_connections_in_a_tunnelled_network_alone() -> None:
+    guarded = replace(POLICY, ingress=())
+    tunnelled = replace(NETWORK, tunnel=TUNNEL)
+    assert "identity" not in words(chains(guarded)["i-key"])
+    assert words(chains(guarded, tunnelled)["i-key"]).count("web-1: ingress identity") == 2
+
+
 def test_ingress_ends_with_a_drop_of_its_own() -> None:
     assert words(chains(replace(POLICY, ingress=()))["i-key"]) == "web-1: ingress not allowed"
 
@@ -156,6 +177,44 @@ def test_rules_of_another_chain_give_another_fingerprint() -> None:
         of_network(replace(NETWORK, rules=deny(one))).chains[0].fingerprint for one in ("10.0.0.0/8", "11.0.0.0/8")
     }
     assert len(prints) == 2
+
+
+# Tunnels.
+
+
+TUNNEL = Tunnel("cx0", 4789, 42, ((4, 24), (6, 120)))
+
+
+def peer(number: int) -> TunnelPeer:
+    part = ip_network(f"10.1.{number}.0/24")
+    return TunnelPeer(f"peer{number}", "cx0", 4789, 42, ip_address("192.0.2.0") + number, "ee:ee:0a:01:04:00", (part,))
+
+
+def test_a_tunnel_opens_of_the_host_what_its_network_does() -> None:
+    resolver = Rule(Verdict.ACCEPT, UDP, ports=(PortRange(53, 53),), origin="dns_servers[0]")
+    network = replace(NETWORK, interface=None, tunnel=TUNNEL)
+    for opened, name in ((replace(network, host_access=True), "host_access"),
+                         (replace(network, host_rules=(resolver,)), "host")):  # fmt: skip
+        assert (name, name_key("cx0")) in [place[:2] for place in of_network(opened).elements]
+    assert not {"host", "host_access", "ours", "network"} & {name for name, _, _ in of_network(network).elements}
+
+
+def test_an_ip_version_without_a_prefix_does_not_come_out_of_the_tunnel() -> None:
+    (chain,) = (
+        one
+        for one in of_network(replace(NETWORK, tunnel=replace(TUNNEL, prefixes=((4, 24),)))).chains
+        if one.name.startswith("t-")
+    )
+    assert words(chain) == "tunnel of net: from another host, IPv4 | tunnel of net: of nobody"
+
+
+def test_one_more_host_is_a_few_elements_however_many_there_are() -> None:
+    mirror = Mirror([replace(NETWORK, tunnel=TUNNEL), ENDPOINT, POLICY, *(peer(number) for number in range(1, 200))])
+    (unit,) = mirror.change([peer(200)], ()).units
+    assert [name for name, _, _ in unit.add] == ["underlay4", "tunnel4"]
+    assert not unit.new_chains + unit.delete + unit.gone_chains
+    (unit,) = mirror.change((), [("TunnelPeer", "peer7")]).units
+    assert [name for name, _ in unit.delete] == ["underlay4", "tunnel4"]
 
 
 # From one state to the next.

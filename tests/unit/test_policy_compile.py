@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, IPAddress, PortRange, Rule, Verdict
+from conetd.model import ICMP, ICMPV6, TCP, UDP, AddressRange, Icmp, IPAddress, MarkRange, PortRange, Rule, Verdict
 from conetd.policy.boxes import Box
 from conetd.policy.compile import RuleGroup, compile_rules
 from conetd.policy.judge import Packet, judge, matches
@@ -30,6 +30,8 @@ def ranges(family: int) -> st.SearchStrategy[AddressRange]:
 
 any_range = ranges(4) | ranges(6)
 port_ranges = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda pair: PortRange(*pair))
+mark_ranges = st.tuples(st.integers(0, 4), st.integers(0, 4)).map(lambda pair: MarkRange(*pair))
+marks_of_rule = st.lists(mark_ranges, max_size=3).map(tuple)
 ranges_of_rule = st.lists(any_range, max_size=3).map(tuple)
 
 
@@ -42,7 +44,7 @@ def rules(draw: st.DrawFn) -> Rule:
         draw(ranges_of_rule),
         draw(st.just(()) | ranges_of_rule),
         log=draw(st.integers(0, 5)) == 0,
-        mark=draw(st.none() | st.none() | st.integers(0, 2)),
+        marks=draw(st.just(()) | st.just(()) | marks_of_rule),
     )
     if protocol in (TCP, UDP):
         return replace(rule, ports=tuple(draw(st.lists(port_ranges, max_size=3))))
@@ -66,7 +68,7 @@ def packets(draw: st.DrawFn) -> Packet:
         draw(st.integers(0, 9)) if ported else None,
         draw(st.integers(0, 3)) if echo else None,
         draw(st.integers(0, 2)) if echo else None,
-        draw(st.integers(0, 2)),
+        draw(st.integers(0, 4)),
     )
 
 
@@ -213,3 +215,37 @@ def test_a_rule_that_no_packet_of_the_family_can_match_makes_no_group(nothing: R
 def test_ports_without_a_protocol_that_has_them_are_refused() -> None:
     with pytest.raises(ValueError, match=r"net_out\[2\]: ports need protocol 6 or 17"):
         compile_rules([rule(None, None, 80, origin="net_out[2]")], 4)
+
+
+def of(*numbers: int, origin: str = "", **fields: Any) -> Rule:
+    return Rule(Verdict.ACCEPT, marks=tuple(MarkRange(one, one) for one in numbers), origin=origin, **fields)
+
+
+def test_rules_that_differ_in_their_marks_alone_are_one_and_then_those_that_differ_in_their_ports() -> None:
+    web, db = (PortRange(80, 80),), (PortRange(5432, 5432),)
+    groups = compile_rules(
+        [
+            of(3, origin="policies[0]", protocol=TCP, ports=web),
+            of(5, origin="policies[1]", protocol=TCP, ports=db),
+            of(4, 9, origin="policies[2]", protocol=TCP, ports=web),
+            of(3, 4, 9, origin="policies[3]", protocol=TCP, ports=db),
+        ],
+        4,
+    )
+    assert [(group.origin, group.rule and (group.rule.marks, group.rule.ports)) for group in groups] == [
+        ("policies[0] to policies[2]", ((MarkRange(3, 4), MarkRange(9, 9)), web)),
+        ("policies[1] to policies[3]", ((MarkRange(3, 5), MarkRange(9, 9)), db)),
+    ]
+
+
+def test_rules_of_the_same_identities_are_one_with_all_their_ports() -> None:
+    (group,) = compile_rules([of(3, 4, protocol=TCP, ports=(PortRange(port, port),)) for port in (80, 81, 443)], 4)
+    assert group.rule is not None
+    assert group.rule.ports == (PortRange(80, 81), PortRange(443, 443))
+
+
+def test_a_rule_for_any_identity_takes_in_the_one_for_some() -> None:
+    sources = (AddressRange(IPv4Address("10.0.0.0"), IPv4Address("10.0.0.9")),)
+    (group,) = compile_rules([of(3, sources=sources), of(sources=sources)], 4)
+    assert group.rule is not None
+    assert not group.rule.marks

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from conetd.errors import KernelError
+from conetd.errors import DriverError, KernelError
 from conetd.kernel.iptables import adopt
 from conetd.kernel.iptables.client import Worker
 from conetd.kernel.iptables.drift import drifts
 from conetd.kernel.iptables.layout import FAMILIES, TABLES, Identity, Layout, Opened, Wanted, WantedTable
 from conetd.kernel.iptables.protocol import Glance, Tables
-from conetd.plan import Drift, Endpoint, FilterObject, NetworkFilter, identity
+from conetd.plan import Drift, Endpoint, EndpointPolicy, FilterObject, NetworkFilter, TunnelPeer, identity
 
 _WHOLE_LOOK_SECONDS = 30  # a change that keeps the number and sizes of all rules is noticed after so long
 
@@ -33,6 +33,9 @@ class IptablesBackend:
     source address against its owner between them, nor silence an endpoint that is gone before its link is. ARP, other
     protocols than IP, and neighbour discovery that lies about somebody else's address never come by. What the host
     itself sends to a container is not judged.
+
+    Tunnels and rules for what stays inside a network need nftables: whatever asks for them is refused with DriverError,
+    and nothing is changed.
     """
 
     name = "iptables"
@@ -60,6 +63,7 @@ class IptablesBackend:
 
     def apply(self, put: Sequence[FilterObject] = (), drop: Sequence[Identity] = ()) -> None:
         """See FilterBackend.apply."""
+        _refuse_what_needs_nftables(put)
         objects = dict(self._objects)
         for one in drop:
             objects.pop(one, None)
@@ -75,6 +79,7 @@ class IptablesBackend:
 
     def sync(self, wanted: Sequence[FilterObject]) -> Sequence[Drift]:
         """See FilterBackend.sync."""
+        _refuse_what_needs_nftables(wanted)
         objects = {identity(one): one for one in wanted}
         shut = self._still_there(self._shut | _left_behind(self._objects, objects))
         tables = self._layout.build(objects, self._opened, shut)
@@ -84,6 +89,7 @@ class IptablesBackend:
 
     def check(self, wanted: Sequence[FilterObject]) -> Sequence[Drift]:
         """See FilterBackend.check."""
+        _refuse_what_needs_nftables(wanted)
         asked = {identity(one): one for one in wanted}
         tables = self._layout.build({**self._objects, **asked}, self._opened, self._shut)
         differences, _glance = self._worker.call("check", _plain(tables))
@@ -147,6 +153,19 @@ class IptablesBackend:
 
     def _still_there(self, links: frozenset[str]) -> frozenset[str]:
         return links & self._worker.call("links") if links else links
+
+
+def _refuse_what_needs_nftables(wanted: Iterable[FilterObject]) -> None:
+    for one in wanted:
+        needed = None
+        if isinstance(one, NetworkFilter) and one.tunnel is not None:
+            needed = f"network {one.name or one.key}: its tunnel to other hosts"
+        elif isinstance(one, TunnelPeer):
+            needed = f"host at {one.underlay}: the tunnel {one.interface} to it"
+        elif isinstance(one, EndpointPolicy) and one.inside is not None:
+            needed = f"policy of {one.key}: its rules for what stays inside the network"
+        if needed is not None:
+            raise DriverError(f'{needed} can be filtered by nftables alone, so set filter = "nftables"')
 
 
 def _left_behind(before: Mapping[Identity, FilterObject], after: Mapping[Identity, FilterObject]) -> set[str]:

@@ -23,7 +23,7 @@ COMMENT_MAX = 255  # bytes; XT_MAX_COMMENT_LEN is 256 with the NUL
 PORT_SLOTS = 15  # XT_MULTI_PORTS; a range takes two
 
 # Bits of xt_conntrack's state mask: 1 << (number of the state + 1), and its own for the rest
-INVALID, ESTABLISHED, RELATED, DNATED = 1 << 0, 1 << 1, 1 << 2, 1 << 7
+INVALID, ESTABLISHED, RELATED, NEW, DNATED = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 7
 
 # enum ipt_reject_with, enum ip6t_reject_with
 _PORT_UNREACHABLE = {4: 3, 6: 4}
@@ -258,9 +258,15 @@ def icmp_message(protocol: int, icmp: Icmp) -> Extension:
     return Extension("icmp6" if protocol == ICMPV6 else "icmp", 0, struct.pack("=BBBB", icmp.type, low, high, 0))
 
 
-def marked(mark: int) -> Extension:
-    """The low 16 bits of the packet mark."""
-    return Extension("mark", 1, struct.pack("=IIB3x", mark, 0xFFFF, 0))
+def marked(mark: int, mask: int = 0xFFFF) -> Extension:
+    """Packet marks that are `mark` in the bits of the mask."""
+    return Extension("mark", 1, struct.pack("=IIB3x", mark, mask, 0))
+
+
+def tcp_that_begins_nothing() -> Extension:
+    """TCP segments that are no connection's first: anything but a SYN without ACK."""
+    # struct xt_tcp: ports, option, mask of flags, flags wanted, what is inverted (XT_TCP_INV_FLAGS)
+    return Extension("tcp", 0, struct.pack("=HHHHBBBB", 0, 0xFFFF, 0, 0xFFFF, 0, 0x12, 0x02, 0x04))
 
 
 # ---------------------------------------------------------------------------------------------- targets

@@ -216,6 +216,8 @@ class _Family:
         forward, host = self._pack(Line("conetd-forward"), Line("conetd-input"))
         table = WantedTable(jumps={"FORWARD": forward, "INPUT": host})
         self._add_entrances(table)
+        for _endpoint, policy, network, parts in self.endpoints:
+            table.add(chain("f", network.key), parts.guarded, identity(policy))
         for key, of_network in self.network_parts.items():
             owner = identity(self.networks[key])
             table.add(chain("f", key), of_network.forward_head, owner)

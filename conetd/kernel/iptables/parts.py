@@ -10,7 +10,7 @@ from ipaddress import IPv6Address, ip_network
 from conetd.kernel.iptables import entries
 from conetd.kernel.iptables.entries import Extension, Line, Masked, exactly, pack, within
 from conetd.kernel.iptables.translate import TOWARDS, comment, lines
-from conetd.model import ICMPV6, TCP, Icmp, IPNetwork, PortRange, Rule
+from conetd.model import ICMPV6, TCP, Icmp, IPNetwork, PortRange, Rule, Verdict
 from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, PortMapping
 
 KNOWN_FLOW = entries.ctstate(entries.ESTABLISHED | entries.RELATED)
@@ -42,6 +42,7 @@ class EndpointParts:
     marks: tuple[bytes, ...] = ()  # mangle
     entries: tuple[bytes, ...] = ()  # filter: from the network's chain into its own
     egress: tuple[bytes, ...] = ()  # filter: its own chain
+    guarded: tuple[bytes, ...] = ()  # filter: what must not begin inside its network, if it has an ingress
     judged: tuple[bytes, ...] = ()  # filter: from the common chain into `ingress`
     ingress: tuple[bytes, ...] = ()
     mapped_at: tuple[bytes, ...] = ()  # nat: mappings of one host address, which go before …
@@ -75,6 +76,7 @@ def endpoint_parts(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkF
         *(Line(towards, goto=True, destination=exactly(address), comment=comment(handle)) for address in addresses)
     )
     judged_by = _rules(policy.ingress or (), family, "ACCEPT", policy, handle, ingress=True)
+    unmatched = lines(Rule(Verdict.DROP), family, "ACCEPT", handle, log_denied=policy.log_denied)
     mappings = [(one.host_ip, line) for one in policy.ports for line in _mapping(one, family, handle)]
     mark = (
         Line(entries.set_mark(endpoint.mark), incoming=endpoint.interface, source=exactly(address), comment=handle)
@@ -87,8 +89,9 @@ def endpoint_parts(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkF
             *(Line(own, goto=True, source=exactly(address), comment=comment(handle)) for address in addresses)
         ),
         egress=packed(*_egress(endpoint, policy, network, family)) if addresses else (),
+        guarded=packed(*_guarded(endpoint, network, family)) if policy.ingress is not None else (),
         judged=inward if policy.ingress is not None else (),
-        ingress=packed(*judged_by, Line("DROP", comment=handle)) if policy.ingress is not None and addresses else (),
+        ingress=packed(*judged_by, *unmatched) if policy.ingress is not None and addresses else (),
         mapped_at=packed(*(line for host_ip, line in mappings if host_ip is not None)),
         mapped=packed(*(line for host_ip, line in mappings if host_ip is None)),
         masqueraded=packed(*(line for one in policy.ports for line in _masqueraded(one, family, handle))),
@@ -136,6 +139,23 @@ def _sources(endpoint: Endpoint, family: int) -> Iterator[Line]:
         addresses.append(entries.link_local(endpoint.mac))
     for address in addresses:
         yield Line("RETURN", source=exactly(address), matches=matches, comment=endpoint.handle)
+
+
+def _guarded(endpoint: Endpoint, network: NetworkFilter, family: int) -> Iterator[Line]:
+    # else a connection that its ingress forbids now would come back as one of its own
+    matches = (entries.ctstate(entries.NEW | entries.INVALID), entries.tcp_that_begins_nothing())
+    for address in endpoint.addresses:
+        for subnet in network.subnets:
+            if address.version == subnet.version == family:
+                source, destination = exactly(address), within(subnet)
+                yield Line(
+                    "DROP",
+                    source=source,
+                    destination=destination,
+                    protocol=TCP,
+                    matches=matches,
+                    comment=comment(endpoint.handle),
+                )
 
 
 def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter, family: int) -> Iterator[Line]:

@@ -63,14 +63,13 @@ def _matching(rule: Rule, family: int) -> Iterator[Line]:
     if _FAMILY_OF.get(rule.protocol or 0, family) != family or (rule.icmp and rule.icmp.type == _ANY_ICMP):
         return
     common: tuple[Extension, ...] = ()
-    if rule.mark is not None:
-        common += (entries.marked(rule.mark),)
     if rule.icmp is not None and rule.protocol is not None:
         common += (entries.icmp_message(rule.protocol, rule.icmp),)
     for source in _ranges(rule.sources, family):
         for destination in _ranges(rule.destinations, family):
             for ports in _port_matches(rule):
-                yield _between(source, destination, rule.protocol or 0, ports + common)
+                for marks in _mark_matches(rule):
+                    yield _between(source, destination, rule.protocol or 0, ports + marks + common)
 
 
 def _between(
@@ -118,6 +117,17 @@ def _port_matches(rule: Rule) -> Iterator[tuple[Extension, ...]]:
         used += slots
     if batch:
         yield (entries.destination_ports(rule.protocol, batch),)
+
+
+def _mark_matches(rule: Rule) -> Iterator[tuple[Extension, ...]]:
+    """One match for each block of numbers that agree in their first bits: the kernel knows no ranges of marks."""
+    if not rule.marks:
+        yield ()
+    for first, last in merge((one.first, one.last) for one in rule.marks):
+        while first <= last:
+            bits = min((first & -first).bit_length() - 1 if first else 16, (last - first + 1).bit_length() - 1)
+            yield (entries.marked(first, 0xFFFF & -1 << bits),)
+            first += 1 << bits
 
 
 def merge(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from conetd.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import Chain, RuleWriter
+from conetd.kernel.nft.elements import Element
 from conetd.kernel.nft.mirror import Place, UnitChange
-from conetd.kernel.nft.objects import Element
 from conetd.kernel.nft.sets import SETS, TABLE
 
 _WHERE = {name: wire.place(TABLE, name) for name in SETS}

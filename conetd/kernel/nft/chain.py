@@ -17,6 +17,9 @@ from conetd.kernel.nft import wire
 
 _ANONYMOUS = wire.SET_ANONYMOUS | wire.SET_CONSTANT | wire.SET_INTERVAL | wire.SET_CONCAT
 _FIRST_ANONYMOUS_ID = 1000  # set ids name sets within one batch; those of the skeleton are smaller
+PREFIXES = ("e-", "h-", "i-", "l-", "m-", "n-", "t-", "w-")
+"""How the names of chains begin that are made for objects: what an endpoint sends out, what reaches the host, what
+comes in to an endpoint, what is logged, marks, what a network denies, tunnels, what stays within a network."""
 _WORDS_MAX = 90  # bytes of a comment that are words; nft's limit for the whole is 127
 
 

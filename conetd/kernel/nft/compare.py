@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from conetd.kernel.nft import skeleton, wire
 from conetd.kernel.nft.batch import Batch
+from conetd.kernel.nft.elements import Element
 from conetd.kernel.nft.listing import Listing
 from conetd.kernel.nft.mirror import Mirror, Place, Unit
-from conetd.kernel.nft.objects import Element
 from conetd.kernel.nft.sets import SETS
 from conetd.plan import Drift
 
 _NOBODY = "packet filter"
 _LEADING_OUT = ("egress4", "egress6", "network")  # without them a container's new connections are dropped
+_IDENTITY = ("mark4", "mark6", "tunnels")  # whose chains say who speaks, and let nothing through by that
 
 
 def compare(listing: Listing, mirror: Mirror, units: Collection[Unit], *, prune: bool = False) -> list[Drift]:
@@ -95,7 +96,8 @@ def _close(batch: Batch, listing: Listing, mirror: Mirror) -> None:
         for name, key, data in holding.elements:
             if key in listing.elements[name] or name in _LEADING_OUT:
                 continue
-            first = wire.verdict_data(wire.DROP) if SETS[name].verdicts else data
+            judging = SETS[name].verdicts and name not in _IDENTITY
+            first = wire.verdict_data(wire.DROP) if judging else data
             listing.elements[name][key] = first
             found.append((name, key, first))
         batch.add(found, mirror.label(unit))

@@ -16,7 +16,7 @@ _REG32 = 8
 _VERDICT_REGISTER = 0
 # linux/netfilter/nf_tables.h: nft_meta_keys, nft_ct_keys, nft_payload_bases
 MARK, IIFNAME, OIFNAME, NFPROTO, L4PROTO, PKTTYPE = 3, 6, 7, 15, 16, 19
-CT_STATE, CT_STATUS = 0, 2
+CT_STATE, CT_STATUS, CT_MARK = 0, 2, 3
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 NFPROTO_OF = {4: 2, 6: 10}
 # linux/netfilter/nf_conntrack_common.h; the state bits are nft's: 1 << (ctinfo % 3 + 1)
@@ -24,6 +24,7 @@ CT_ESTABLISHED_RELATED = 0x2 | 0x4
 CT_INVALID = 0x1
 IPS_CONFIRMED, IPS_DST_NAT = 0x8, 0x20
 _RTN_LOCAL = 2
+_HTON = 1  # NFT_BYTEORDER_HTON
 _RANDOM_FULLY = 0x10
 SNAPLEN = 128  # bytes of a logged packet
 
@@ -56,6 +57,17 @@ def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
 def ct(key: int, register: int = 0) -> bytes:
     """Load something of the packet's connection; the rule ends where it has none."""
     return _expression("ct", u32(2, key), u32(1, _register(register)))
+
+
+def set_ct_mark(register: int = 0) -> bytes:
+    """Make the register the mark of the packet's connection, if it has one."""
+    return _expression("ct", u32(2, CT_MARK), u32(4, _register(register)))
+
+
+def turned_round(register: int = 0) -> bytes:
+    """Turn a number of 32 bits from host order into network order, whose bytes compare as it does, or back."""
+    place = u32(1, _register(register)), u32(2, _register(register))
+    return _expression("byteorder", *place, u32(3, _HTON), u32(4, 4), u32(5, 4))
 
 
 @lru_cache(maxsize=4096)

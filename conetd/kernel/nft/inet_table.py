@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from conetd.kernel.nft import expressions as e
+from conetd.kernel.nft import tunnel_table
 from conetd.kernel.nft.bridge_table import MAPPED_BIT
 from conetd.kernel.nft.chain import Chain, KernelRule
 from conetd.kernel.nft.hooks import (
@@ -19,7 +20,19 @@ from conetd.kernel.nft.hooks import (
     interface,
     rules,
 )
-from conetd.kernel.nft.sets import ADDRESS
+from conetd.kernel.nft.matches import (
+    GROUP_FRAME,
+    destination_and_port,
+    icmpv6,
+    interface_and_source,
+    known_flow,
+    link_local,
+    pair,
+    state,
+    status,
+    tcp_that_begins_nothing,
+    words,
+)
 
 # linux/netfilter_ipv4.h
 _RAW, _DSTNAT, _AFTER_DSTNAT, _FILTER, _SRCNAT = -300, -100, -99, 0, 100
@@ -29,82 +42,32 @@ _SOLICITATION, _ADVERTISEMENT = 135, 136
 _HOST_PROHIBITED, _ADMIN_PROHIBITED = 10, 1  # ICMP type 3, ICMPv6 type 1
 
 
-def _words(family: int) -> int:
-    return ADDRESS[family].length // 4
-
-
-def _pair(family: int, name: str, *, negate: bool = False) -> bytes:
-    """Go on only if the set of pairs has the packet's source and destination."""
-    loads = e.source(family) + e.destination(family, _words(family))
-    return e.family_is(family) + loads + e.lookup(name, negate=negate)
-
-
-def _interface_and_source(family: int) -> bytes:
-    return e.family_is(family) + e.meta(e.IIFNAME) + e.source(family, 4)
-
-
-def _destination_and_port(family: int) -> bytes:
-    width = _words(family)
-    return e.destination(family) + e.meta(e.L4PROTO, width) + e.destination_port(width + 1)
-
-
-def _status(bit: int, *, on: bool) -> bytes:
-    return e.ct(e.CT_STATUS) + e.masked(struct.pack("=I", bit)) + e.equal(bytes(4), negate=on)
-
-
-def _state(bits: int) -> bytes:
-    return e.ct(e.CT_STATE) + e.masked(struct.pack("=I", bits)) + e.equal(bytes(4), negate=True)
-
-
-def _known_flow() -> bytes:
-    return _state(e.CT_ESTABLISHED_RELATED)
-
-
-def unconfirmed() -> bytes:
-    """Go on only with the very first packet of a connection: later ones find it confirmed, with or without a reply."""
-    return _status(e.IPS_CONFIRMED, on=False)
-
-
-def _icmpv6(kind: int) -> bytes:
-    protocol = e.meta(e.L4PROTO) + e.equal(b"\x3a")
-    return e.family_is(6) + protocol + e.payload(e.TRANSPORT, 0, 1) + e.equal(bytes((kind,)))
-
-
-def _link_local(address: bytes) -> bytes:
-    return e.family_is(6) + address + e.masked(b"\xff\xc0" + bytes(14)) + e.equal(b"\xfe\x80" + bytes(14))
-
-
-# ip_forward() takes unicast frames alone: others are on their way through a bridge and br_netfilter shows them to us.
-# The bridge table has judged them, and without br_netfilter we should not see them.
-_GROUP_FRAME = e.meta(e.PKTTYPE) + e.equal(b"\0", negate=True)
-
-
 def _prerouting() -> tuple[Chain | BaseChain, ...]:
     """Only endpoints speak, in every packet whatever the flow, so that nothing passes once they are gone."""
     mark = rules(
-        *(
-            (f"identity, IPv{family}", _interface_and_source(family) + e.lookup(f"mark{family}", into=0) + e.set_mark())
-            for family in _BOTH
-        )
+        *((f"identity, IPv{family}", interface_and_source(family) + e.verdict_map(f"mark{family}")) for family in _BOTH)
     )
     unspecified = e.family_is(6) + e.source(6) + e.equal(bytes(16))
     source = rules(
+        ("encapsulated by a container", tunnel_table.encapsulated() + drop()),
         *(
             (
                 f"of an endpoint, IPv{family}",
-                _interface_and_source(family) + e.lookup(f"source{family}") + e.goto("mark"),
+                interface_and_source(family) + e.lookup(f"source{family}") + e.goto("mark"),
             )
             for family in _BOTH
         ),
-        ("duplicate address detection", unspecified + _icmpv6(_SOLICITATION) + accept()),
+        ("duplicate address detection", unspecified + icmpv6(_SOLICITATION) + accept()),
         ("of nobody", drop()),
     )
     entry = rules(
         ("from a link that is shut", interface("closed") + drop()),
         ("from an interface of ours", interface("ours") + e.goto("source")),
+        *tunnel_table.entry(),
     )
     exit_ = rules(("to a link that is shut", interface("closed", e.OIFNAME) + drop()))
     return (
+        *tunnel_table.chains(),
         Chain("mark", mark),
         Chain("source", source),
         BaseChain("filter", PREROUTING, _RAW, Chain("prerouting", entry)),
@@ -120,7 +83,7 @@ def _mapped(family: int) -> bytes:
 
 def _mapped_at(family: int) -> bytes:
     """As `_mapped`, of one address."""
-    return e.family_is(family) + _destination_and_port(family) + e.lookup(f"published_at{family}", into=0)
+    return e.family_is(family) + destination_and_port(family) + e.lookup(f"published_at{family}", into=0)
 
 
 def _published(family: int) -> bytes:
@@ -128,11 +91,11 @@ def _published(family: int) -> bytes:
         not_loopback = e.destination(4, 8) + e.masked(b"\xff\0\0\0", 8) + e.equal(b"\x7f\0\0\0", 8, negate=True)
     else:
         not_loopback = e.destination(6, 8) + e.equal(bytes(15) + b"\1", 8, negate=True)
-    return _mapped(family) + not_loopback + e.destination_is_local() + e.dnat(family, 0, _words(family))
+    return _mapped(family) + not_loopback + e.destination_is_local() + e.dnat(family, 0, words(family))
 
 
 def _published_at(family: int) -> bytes:
-    return _mapped_at(family) + e.dnat(family, 0, _words(family))
+    return _mapped_at(family) + e.dnat(family, 0, words(family))
 
 
 def _nat() -> tuple[Chain | BaseChain, ...]:
@@ -147,7 +110,7 @@ def _nat() -> tuple[Chain | BaseChain, ...]:
         *(
             (
                 f"mapped into an isolated network, IPv{family}",
-                _status(e.IPS_DST_NAT, on=True) + _pair(family, f"isolated{family}") + mapped_bit + e.set_mark(),
+                status(e.IPS_DST_NAT, on=True) + pair(family, f"isolated{family}") + mapped_bit + e.set_mark(),
             )
             for family in _BOTH
         )
@@ -163,12 +126,12 @@ def _nat() -> tuple[Chain | BaseChain, ...]:
 
 
 def _masquerade() -> tuple[KernelRule, ...]:
-    dnated = _status(e.IPS_DST_NAT, on=True)
+    dnated = status(e.IPS_DST_NAT, on=True)
     return rules(
-        ("group frame inside a bridge", _GROUP_FRAME + accept()),
-        ("to link-local", _link_local(e.destination(6)) + accept()),
+        ("group frame inside a bridge", GROUP_FRAME + accept()),
+        ("to link-local", link_local(e.destination(6)) + accept()),
         *(
-            (f"published, from the same network, IPv{family}", dnated + _pair(family, f"same{family}") + e.masquerade())
+            (f"published, from the same network, IPv{family}", dnated + pair(family, f"same{family}") + e.masquerade())
             for family in _BOTH
         ),
         *(
@@ -176,7 +139,7 @@ def _masquerade() -> tuple[KernelRule, ...]:
                 f"published, default route elsewhere, IPv{family}",
                 e.family_is(family)
                 + dnated
-                + _destination_and_port(family)
+                + destination_and_port(family)
                 + e.lookup(f"snat{family}")
                 + e.masquerade(),
             )
@@ -185,7 +148,7 @@ def _masquerade() -> tuple[KernelRule, ...]:
         *(
             (
                 f"out of the network, IPv{family}",
-                _pair(family, f"masquerade{family}") + _pair(family, f"same{family}", negate=True) + e.masquerade(),
+                pair(family, f"masquerade{family}") + pair(family, f"same{family}", negate=True) + e.masquerade(),
             )
             for family in _BOTH
         ),
@@ -193,18 +156,33 @@ def _masquerade() -> tuple[KernelRule, ...]:
 
 
 def _forward() -> tuple[Chain | BaseChain, ...]:
-    not_mapped = _status(e.IPS_DST_NAT, on=False)
-    egress = rules(
-        ("group frame inside a bridge", _GROUP_FRAME + accept()),
-        *((f"isolated, IPv{family}", not_mapped + _pair(family, f"isolated{family}") + drop()) for family in _BOTH),
-        *((f"inside a network, IPv{family}", _pair(family, f"same{family}") + accept()) for family in _BOTH),
-        # the kernel forwards none: again frames inside a bridge
-        ("from link-local", _link_local(e.source(6)) + accept()),
-        ("to link-local", _link_local(e.destination(6)) + accept()),
-        # address translation passes it by: it would leave with the container's own address
-        ("of no flow, and no beginning of one", _state(e.CT_INVALID) + drop()),
+    not_mapped = status(e.IPS_DST_NAT, on=False)
+    inside = rules(
+        # else a connection that the ingress of its sender forbids now would come back as one of the sender's own
         *(
-            (f"of an endpoint, IPv{family}", _interface_and_source(family) + e.verdict_map(f"egress{family}"))
+            (
+                f"no flow's segment, IPv{family}",
+                tcp_that_begins_nothing() + interface_and_source(family) + e.lookup(f"guarded{family}") + drop(),
+            )
+            for family in _BOTH
+        ),
+        *(
+            (f"of an endpoint, IPv{family}", interface_and_source(family) + e.verdict_map(f"inside{family}"))
+            for family in _BOTH
+        ),
+        ("of one that sends freely", accept()),
+    )
+    egress = rules(
+        ("group frame inside a bridge", GROUP_FRAME + accept()),
+        *((f"isolated, IPv{family}", not_mapped + pair(family, f"isolated{family}") + drop()) for family in _BOTH),
+        *((f"inside a network, IPv{family}", pair(family, f"same{family}") + e.goto("inside")) for family in _BOTH),
+        # the kernel forwards none: again frames inside a bridge
+        ("from link-local", link_local(e.source(6)) + accept()),
+        ("to link-local", link_local(e.destination(6)) + accept()),
+        # address translation passes it by: it would leave with the container's own address
+        ("of no flow, and no beginning of one", state(e.CT_INVALID) + drop()),
+        *(
+            (f"of an endpoint, IPv{family}", interface_and_source(family) + e.verdict_map(f"egress{family}"))
             for family in _BOTH
         ),
         # one element a network, not one rule a container: the kernel goes through all of them at each change
@@ -213,7 +191,7 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
     )
     to_strangers = interface("ours", e.OIFNAME, negate=True)
     forward = rules(
-        ("known flow", _known_flow() + accept()),
+        ("known flow", known_flow() + accept()),
         *(
             (
                 f"no router for strangers, IPv{family}",
@@ -221,13 +199,16 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
             )
             for family in _BOTH
         ),
+        ("into a tunnel, from no container", tunnel_table.from_strangers() + drop()),
         ("from a container", interface("ours") + e.goto("egress")),
     )
     ingress = rules(
-        ("known flow", _known_flow() + accept()),
+        ("known flow", known_flow() + accept()),
+        # else one that its receiver may not hold any more would come back as one of the other end's
+        ("no flow's segment, from another host", tcp_that_begins_nothing() + interface("vteps") + drop()),
         *(
             # elsewhere this traffic never reaches us, so it is not judged here either
-            (f"inside a bridged network, IPv{family}", interface("bridges") + _pair(family, f"same{family}") + accept())
+            (f"inside a bridged network, IPv{family}", interface("bridges") + pair(family, f"same{family}") + accept())
             for family in _BOTH
         ),
         *(
@@ -237,8 +218,10 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
             )
             for family in _BOTH
         ),
+        ("from another host, to none that says who may", interface("vteps") + drop()),
     )
     return (
+        Chain("inside", inside),
         Chain("egress", egress),
         BaseChain("filter", FORWARD, _FILTER, Chain("forward", forward)),
         BaseChain("filter", FORWARD, _INGRESS, Chain("ingress", ingress)),
@@ -247,9 +230,9 @@ def _forward() -> tuple[Chain | BaseChain, ...]:
 
 def _input() -> tuple[Chain | BaseChain, ...]:
     to_host = rules(
-        ("known flow", _known_flow() + accept()),
-        ("neighbour solicitation", _icmpv6(_SOLICITATION) + accept()),
-        ("neighbour advertisement", _icmpv6(_ADVERTISEMENT) + accept()),
+        ("known flow", known_flow() + accept()),
+        ("neighbour solicitation", icmpv6(_SOLICITATION) + accept()),
+        ("neighbour advertisement", icmpv6(_ADVERTISEMENT) + accept()),
         ("what its network opens of the host", e.meta(e.IIFNAME) + e.verdict_map("host")),
         ("host access", interface("host_access") + accept()),
         ("host-prohibited", e.family_is(4) + e.reject_icmp(_HOST_PROHIBITED)),
@@ -261,8 +244,10 @@ def _input() -> tuple[Chain | BaseChain, ...]:
         *((f"to a published port, IPv{family}", _mapped(family) + drop()) for family in _BOTH),
     )
     entry = rules(
-        ("of no flow, and no beginning of one", _state(e.CT_INVALID) + e.jump("stray")),
+        ("encapsulated, for a network of ours", tunnel_table.encapsulated() + e.goto("outer")),
+        ("of no flow, and no beginning of one", state(e.CT_INVALID) + e.jump("stray")),
         ("from a container", interface("ours") + e.goto("to_host")),
+        ("from a container of another host", interface("vteps") + e.goto("to_host")),
     )
     return (
         Chain("to_host", to_host),

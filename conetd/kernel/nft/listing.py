@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from conetd.errors import KernelError
 from conetd.kernel.netlink import NLM_F_DUMP, Netlink, attributes, text
 from conetd.kernel.nft import wire
-from conetd.kernel.nft.chain import recognised
+from conetd.kernel.nft.chain import PREFIXES, recognised
 from conetd.kernel.nft.sets import SETS, TABLE, type_of
 from conetd.kernel.nft.skeleton import FIXED, HOOKS
 from conetd.kernel.nft.wire import INET
@@ -87,7 +87,7 @@ def _unsound(
         if fingerprints[name] != wanted:
             return f"has other rules in its chain {name}"
     for name in hooks:
-        if name not in FIXED[family] and (family != INET or name[:2] not in ("e-", "h-", "i-", "l-", "n-")):
+        if name not in FIXED[family] and (family != INET or name[:2] not in PREFIXES):
             return f"has a chain {name} that is none of ours"
     wanted_sets = {spec.name: (spec.flags, *type_of(spec.key)) for spec in SETS.values() if spec.family == family}
     if sets != wanted_sets:

@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 
 from conetd.errors import KernelError
 from conetd.kernel.nft.chain import Chain
-from conetd.kernel.nft.objects import Contribution, Element, name_key, of_attachment, of_network
-from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, identity
+from conetd.kernel.nft.elements import Contribution, Element, name_key
+from conetd.kernel.nft.objects import of_attachment, of_network
+from conetd.kernel.nft.tunnel_objects import of_peer
+from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, TunnelPeer, identity
 
 Identity = tuple[str, str]
-Unit = tuple[str, str]  # NETWORK, ATTACHMENT or UPLINKS, and the key
+Unit = tuple[str, str]  # NETWORK, PEER, ATTACHMENT or UPLINKS, and the key
 Place = tuple[str, bytes]  # of an element: set and key
 Uplink = tuple[int, str]  # IP version and interface
 
-NETWORK, ATTACHMENT, UPLINKS = "network", "attachment", "uplinks"
+NETWORK, PEER, ATTACHMENT, UPLINKS = "network", "tunnel peer", "attachment", "uplinks"
+_KINDS = {"NetworkFilter": NETWORK, "TunnelPeer": PEER, "Endpoint": ATTACHMENT, "EndpointPolicy": ATTACHMENT}
 _OPENED: Unit = (UPLINKS, "")
 
 
@@ -95,7 +98,7 @@ class Mirror:
 
     def units_of(self, objects: Iterable[FilterObject]) -> list[Unit]:
         """The units that these objects make up, as far as they have something in the tables."""
-        wanted = {(NETWORK if isinstance(one, NetworkFilter) else ATTACHMENT, one.key): None for one in objects}
+        wanted = {(_KINDS[kind], key): None for kind, key in map(identity, objects)}
         return [unit for unit in wanted if unit in self.holdings]
 
     def after(self, change: Change) -> Mirror:
@@ -175,12 +178,9 @@ class Mirror:
     def _touched(self, objects: Mapping[Identity, FilterObject | None]) -> Iterator[Unit]:
         touched: dict[Unit, None] = {}
         for kind, key in objects:
-            if kind != "NetworkFilter":
-                touched[ATTACHMENT, key] = None
-                continue
-            touched[NETWORK, key] = None
-            for attachment in sorted(self._attachments.get(key, ())):
-                touched[ATTACHMENT, attachment] = None
+            touched[_KINDS[kind], key] = None
+            if kind == "NetworkFilter":
+                touched.update(((ATTACHMENT, one), None) for one in sorted(self._attachments.get(key, ())))
         yield from touched
 
     def _contribution(self, unit: Unit, objects: Mapping[Identity, FilterObject | None]) -> Contribution:
@@ -194,6 +194,9 @@ class Mirror:
         if kind == NETWORK:
             network = get(("NetworkFilter", key))
             return of_network(network if isinstance(network, NetworkFilter) else None)
+        if kind == PEER:
+            peer = get(("TunnelPeer", key))
+            return of_peer(peer if isinstance(peer, TunnelPeer) else None)
         endpoint, policy = get(("Endpoint", key)), get(("EndpointPolicy", key))
         if not isinstance(endpoint, Endpoint):
             return of_attachment(None, None, None)

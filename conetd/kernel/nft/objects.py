@@ -1,41 +1,36 @@
 """Which elements and chains the filter's objects come to. Pure: values in, values out.
 
-Objects are worked out in units: a network by itself, an attachment's Endpoint and EndpointPolicy together with their
-network. Whatever of a unit is missing leaves it more closed, never more open.
+Objects are worked out in units: a network by itself, another host of its tunnel by itself, an attachment's Endpoint
+and EndpointPolicy together with their network. Whatever of a unit is missing leaves it more closed, never more open.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import Chain, KernelRule
-from conetd.kernel.nft.inet_table import unconfirmed
-from conetd.kernel.nft.verdicts import announce, logs_accepted, verdict_rules
-from conetd.model import IPNetwork, Rule, log_prefix
+from conetd.kernel.nft.elements import (
+    NOTHING,
+    Contribution,
+    Element,
+    ends,
+    goes_to,
+    link_local,
+    mac_bytes,
+    mac_key,
+    name_key,
+    to_anything,
+)
+from conetd.kernel.nft.matches import unconfirmed
+from conetd.kernel.nft.tunnel_objects import of_tunnel
+from conetd.kernel.nft.tunnel_table import IDENTITY_BITS, mark_with
+from conetd.kernel.nft.verdicts import announce, deny, logs_accepted, verdict_rules
+from conetd.model import Rule, log_prefix
 from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, PortMapping
-
-Element = tuple[str, bytes, bytes]
-"""Name of the set, key (of an interval: first and last value), and data as the wire has it."""
-
-_MAC_PAD = b"\0\0"
-_END = {4: (bytes(4), b"\xff" * 4), 6: (bytes(16), b"\xff" * 16)}
-_LINK_LOCAL = b"\xfe\x80" + bytes(6)
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """What one unit puts into the tables."""
-
-    elements: tuple[Element, ...] = ()
-    chains: tuple[Chain, ...] = ()
-
-
-NOTHING = Contribution()
 
 
 def of_network(network: NetworkFilter | None) -> Contribution:
@@ -46,6 +41,10 @@ def of_network(network: NetworkFilter | None) -> Contribution:
     chains = [one for one in (_network_chain(network), _host_chain(network)) if one is not None]
     if network.interface is not None:
         elements += _leading_to_chains(network, name_key(network.interface))
+    if network.tunnel is not None:
+        tunnel = of_tunnel(network, network.tunnel)
+        elements += (*tunnel.elements, *_leading_to_host(network, name_key(network.tunnel.interface)))
+        chains += tunnel.chains
     return Contribution(tuple(elements), tuple(chains))
 
 
@@ -58,39 +57,31 @@ def of_attachment(
     elements = _link(endpoint, network)
     if policy is None:
         return Contribution(tuple(elements))
-    elements += _identity(endpoint)
+    mark = _mark_chain(endpoint) if endpoint.mark else None
+    elements += _identity(endpoint, mark)
     for mapping in policy.ports:
         elements += _published(mapping)
-    chains: list[Chain] = []
+    chains = [mark] if mark is not None else []
     log_chain = ""
-    if any(logs_accepted(rules) for rules in (policy.rules, policy.ingress or (), network.rules if network else ())):
+    every = (policy.rules, policy.ingress or (), policy.inside or (), network.rules if network else ())
+    if any(logs_accepted(rules) for rules in every):
         chains.append(Chain.addressed(f"l-{endpoint.key}", _log_rules(endpoint)))
-        log_chain = chains[0].name
+        log_chain = chains[-1].name
     if network is not None:
         egress = Chain.addressed(f"e-{endpoint.key}", tuple(_egress(endpoint, policy, network, log_chain)))
-        interface, judged = name_key(endpoint.interface), wire.verdict_data(wire.JUMP, egress.name)
-        elements += [(f"egress{one.version}", interface + one.packed, judged) for one in endpoint.addresses]
+        elements += _spoken(endpoint, "egress", wire.verdict_data(wire.JUMP, egress.name))
         chains.append(egress)
+    if policy.inside is not None:
+        inside = Chain.addressed(f"w-{endpoint.key}", tuple(_inside(endpoint, policy, policy.inside, log_chain)))
+        elements += _spoken(endpoint, "inside", goes_to(inside))
+        chains.append(inside)
     if policy.ingress is not None:
-        ingress = Chain.addressed(f"i-{endpoint.key}", tuple(_ingress(endpoint, policy.ingress, log_chain)))
-        elements += [(f"ingress{one.version}", one.packed, _goes_to(ingress)) for one in endpoint.addresses]
+        rules = tuple(_ingress(endpoint, policy, policy.ingress, network, log_chain))
+        ingress = Chain.addressed(f"i-{endpoint.key}", rules)
+        elements += [(f"ingress{one.version}", one.packed, goes_to(ingress)) for one in endpoint.addresses]
+        elements += _spoken(endpoint, "guarded", b"")
         chains.append(ingress)
     return Contribution(tuple(elements), tuple(chains))
-
-
-@lru_cache(maxsize=4096)
-def name_key(name: str) -> bytes:
-    """An interface's name as a key."""
-    return name.encode().ljust(16, b"\0")
-
-
-def link_local(mac: bytes) -> bytes:
-    """The link-local address that follows from a MAC address (RFC 4291, appendix A)."""
-    return _LINK_LOCAL + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
-
-
-def _goes_to(chain: Chain) -> bytes:
-    return wire.verdict_data(wire.GOTO, chain.name)
 
 
 def _link(endpoint: Endpoint, network: NetworkFilter | None) -> list[Element]:
@@ -109,19 +100,31 @@ def _link(endpoint: Endpoint, network: NetworkFilter | None) -> list[Element]:
     return found
 
 
-def _identity(endpoint: Endpoint) -> list[Element]:
-    """Which packets and frames are the endpoint's own, and with which mark they go on."""
+def _spoken(endpoint: Endpoint, name: str, data: bytes) -> list[Element]:
+    """An element for what comes in by the endpoint's interface with each of its addresses."""
     interface = name_key(endpoint.interface)
-    mac = bytes.fromhex(endpoint.mac.replace(":", ""))
+    return [(f"{name}{one.version}", interface + one.packed, data) for one in endpoint.addresses]
+
+
+def _mark_chain(endpoint: Endpoint) -> Chain:
+    # a chain and no number in the map: before Linux 6.13 no bits can be put together from two registers
+    return Chain.addressed(
+        f"m-{endpoint.key}", (KernelRule(f"{_subject(endpoint)} mark", (mark_with(endpoint.mark),)),)
+    )
+
+
+def _identity(endpoint: Endpoint, mark: Chain | None) -> list[Element]:
+    """Which packets and frames are the endpoint's own, and which chain marks them."""
+    interface = name_key(endpoint.interface)
+    mac = mac_bytes(endpoint.mac)
     addresses = [(one.version, one.packed) for one in endpoint.addresses]
     spoken = [*addresses, (6, link_local(mac))] if any(version == 6 for version, _ in addresses) else addresses
     found: list[Element] = [(f"source{version}", interface + packed, b"") for version, packed in spoken]
-    if endpoint.mark:
-        mark = wire.value(struct.pack("=I", endpoint.mark))
-        found += [(f"mark{version}", interface + packed, mark) for version, packed in addresses]
+    if mark is not None:
+        found += _spoken(endpoint, "mark", goes_to(mark))
     if endpoint.port is not None:
         port = name_key(endpoint.port)
-        found += [(f"port{version}", port + mac + _MAC_PAD + packed, b"") for version, packed in spoken]
+        found += [(f"port{version}", port + mac_key(endpoint.mac) + packed, b"") for version, packed in spoken]
     return found
 
 
@@ -148,7 +151,7 @@ def _network_elements(network: NetworkFilter) -> Iterator[Element]:
         if network.host_access:
             yield "host_access", interface, b""
     for family in (4, 6):
-        subnets = [_ends(one) for one in network.subnets if one.version == family]
+        subnets = [ends(one) for one in network.subnets if one.version == family]
         pairs = [first + to_first + last + to_last for first, last in subnets for to_first, to_last in subnets]
         for pair in pairs:
             if network.isolated:
@@ -156,12 +159,7 @@ def _network_elements(network: NetworkFilter) -> Iterator[Element]:
             yield f"same{family}", pair, b""
         for one in network.masquerade:
             if one.version == family:
-                first, last = _ends(one)
-                yield f"masquerade{family}", first + _END[family][0] + last + _END[family][1], b""
-
-
-def _ends(network: IPNetwork) -> tuple[bytes, bytes]:
-    return network.network_address.packed, network.broadcast_address.packed
+                yield f"masquerade{family}", to_anything(one), b""
 
 
 def _logs(network: NetworkFilter) -> bool:
@@ -171,9 +169,14 @@ def _logs(network: NetworkFilter) -> bool:
 
 def _leading_to_chains(network: NetworkFilter, interface: bytes) -> Iterator[Element]:
     """From an interface of the network into its chains, as far as it has them."""
-    judged, host = _network_chain(network), _host_chain(network)
+    judged = _network_chain(network)
     if judged is not None:
-        yield "network", interface, _goes_to(judged)
+        yield "network", interface, goes_to(judged)
+    yield from _leading_to_host(network, interface)
+
+
+def _leading_to_host(network: NetworkFilter, interface: bytes) -> Iterator[Element]:
+    host = _host_chain(network)
     if host is not None:
         yield "host", interface, wire.verdict_data(wire.JUMP, host.name)
 
@@ -214,10 +217,40 @@ def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter, 
         yield KernelRule(f"{subject} not denied", (e.verdict(wire.ACCEPT),))
 
 
-def _ingress(endpoint: Endpoint, rules: tuple[Rule, ...], log_chain: str) -> Iterator[KernelRule]:
+def _inside(
+    endpoint: Endpoint, policy: EndpointPolicy, rules: tuple[Rule, ...], log_chain: str
+) -> Iterator[KernelRule]:
+    subject = f"{_subject(endpoint)} inside"
+    yield from _judged(endpoint, rules, subject, log_chain, log_denied=policy.log_denied)
+    yield KernelRule(f"{subject} not allowed", (_deny(endpoint, policy),))
+
+
+def _ingress(
+    endpoint: Endpoint, policy: EndpointPolicy, rules: tuple[Rule, ...], network: NetworkFilter | None, log_chain: str
+) -> Iterator[KernelRule]:
     subject = f"{_subject(endpoint)} ingress"
-    yield from _judged(endpoint, rules, subject, log_chain, log_denied=False)
-    yield KernelRule(f"{subject} not allowed", (e.verdict(wire.DROP),))
+    if network is not None and network.tunnel is not None:
+        yield from _remembered(endpoint, network, subject)
+    yield from _judged(endpoint, rules, subject, log_chain, log_denied=policy.log_denied)
+    yield KernelRule(f"{subject} not allowed", (_deny(endpoint, policy),))
+
+
+def _deny(endpoint: Endpoint, policy: EndpointPolicy) -> bytes:
+    return deny(log_prefix(endpoint.handle), log=policy.log_denied)
+
+
+def _remembered(endpoint: Endpoint, network: NetworkFilter, subject: str) -> Iterator[KernelRule]:
+    """Keep the sender's identity with the connection, so that it can be judged again.
+
+    Of a packet that is dropped the connection is dropped too; a mark that somebody else has given it stays.
+    """
+    identity = e.meta(e.MARK) + e.masked(struct.pack("=I", IDENTITY_BITS))
+    unmarked = e.ct(e.CT_MARK) + e.equal(bytes(4))
+    versions = {one.version for one in endpoint.addresses}
+    for subnet in network.subnets:
+        if subnet.version in versions:
+            member = e.family_is(subnet.version) + e.source(subnet.version) + e.between(*ends(subnet))
+            yield KernelRule(f"{subject} identity", (unmarked + member + identity + e.set_ct_mark(),))
 
 
 def _judged(

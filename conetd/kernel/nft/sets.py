@@ -22,6 +22,8 @@ class Field:
 IFNAME, MAC, PROTOCOL, PORT = Field(41, 16), Field(9, 6), Field(12, 1), Field(13, 2)
 ADDRESS = {4: Field(7, 4), 6: Field(8, 16)}
 MARK = Field(19, 4)
+IP_VERSION = Field(2, 1)  # as the kernel numbers protocol families
+VNI = Field(19, 4)  # `nft list` cannot show a number that is not of a known type, so it is called a mark
 
 
 def type_of(fields: tuple[Field, ...]) -> tuple[int, int]:
@@ -82,6 +84,10 @@ def _all() -> tuple[SetSpec, ...]:
         SetSpec(inet, "host_access", (IFNAME,)),  # those of them whose containers reach the host
         # uplinks on which only we switched forwarding on
         *(SetSpec(inet, f"opened{family}", (IFNAME,)) for family in (4, 6)),
+        SetSpec(inet, "vteps", (IFNAME,)),  # interfaces that containers' packets come in by from other hosts
+        SetSpec(inet, "tunnels", (IFNAME,), verdicts=True),  # the chain that says whose packets come out of one
+        SetSpec(inet, "vnis", (PORT, VNI)),  # what is decapsulated here for a network of ours
+        SetSpec(inet, "overlaid", (IP_VERSION,)),  # whether `overlay` has anything of an IP version
         # links whose endpoint is gone; nothing passes them any more
         SetSpec(inet, "closed", (IFNAME,), timeout_s=CLOSED_FOR_S),
         SetSpec(bridge, "closed_ports", (IFNAME,), timeout_s=CLOSED_FOR_S),
@@ -92,10 +98,14 @@ def _all() -> tuple[SetSpec, ...]:
         address = ADDRESS[family]
         pair = (address, address)
         found += [
-            # who may speak: input interface and source; what it is marked with; the chain with rules of its own
+            # who may speak: input interface and source; the chain that marks its packets; the chain with rules of its
+            # own, and the one with those for what stays inside its network
             SetSpec(inet, f"source{family}", (IFNAME, address)),
-            SetSpec(inet, f"mark{family}", (IFNAME, address), (MARK,)),
+            SetSpec(inet, f"mark{family}", (IFNAME, address), verdicts=True),
             SetSpec(inet, f"egress{family}", (IFNAME, address), verdicts=True),
+            SetSpec(inet, f"inside{family}", (IFNAME, address), verdicts=True),
+            # those that have an ingress
+            SetSpec(inet, f"guarded{family}", (IFNAME, address)),
             # the chain that judges connections to this address
             SetSpec(inet, f"ingress{family}", (address,), verdicts=True),
             # source and destination inside one network; of an isolated one; a source that is masqueraded, and anything
@@ -106,6 +116,12 @@ def _all() -> tuple[SetSpec, ...]:
             SetSpec(inet, f"published{family}", (PROTOCOL, PORT), (address, PORT)),
             SetSpec(inet, f"published_at{family}", (address, PROTOCOL, PORT), (address, PORT)),
             SetSpec(inet, f"snat{family}", (address, PROTOCOL, PORT)),
+            # sources that come in by none but our interfaces and tunnels, and anything
+            SetSpec(inet, f"overlay{family}", pair, intervals=True),
+            # which hosts may send encapsulated packets, by the MAC inside; which sources come out of a tunnel, by the
+            # MAC and the part of the network's subnet
+            SetSpec(inet, f"underlay{family}", (PORT, VNI, address, MAC)),
+            SetSpec(inet, f"tunnel{family}", (IFNAME, MAC, address)),
             # what a bridge port owns: MAC and address
             SetSpec(bridge, f"port{family}", (IFNAME, MAC, address)),
         ]

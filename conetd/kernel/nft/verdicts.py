@@ -9,8 +9,8 @@ from conetd.kernel.filter import NFLOG_ALLOWED, NFLOG_DENIED
 from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import AnonymousSet, KernelRule
-from conetd.kernel.nft.sets import ADDRESS, PORT, PROTOCOL, type_of
-from conetd.model import Rule, Verdict
+from conetd.kernel.nft.sets import ADDRESS, MARK, PORT, PROTOCOL, type_of
+from conetd.model import MarkRange, Rule, Verdict
 from conetd.policy.boxes import Box
 from conetd.policy.compile import RuleGroup, compile_rules
 
@@ -80,8 +80,15 @@ def logs_accepted(rules: Sequence[Rule]) -> bool:
 def _end(group: RuleGroup, prefix: str, *, log_denied: bool, log_chain: str) -> bytes:
     if group.verdict is Verdict.ACCEPT:
         return e.goto(log_chain) if group.log else e.verdict(wire.ACCEPT)
-    said = e.log(NFLOG_DENIED, prefix) if group.log or log_denied else b""
-    return said + (e.reject_unreachable_port() if group.verdict is Verdict.REJECT else e.verdict(wire.DROP))
+    log = group.log or log_denied
+    if group.verdict is Verdict.DROP:
+        return deny(prefix, log=log)
+    return (e.log(NFLOG_DENIED, prefix) if log else b"") + e.reject_unreachable_port()
+
+
+def deny(prefix: str, *, log: bool) -> bytes:
+    """Drop the packet, and log it if so wanted."""
+    return (e.log(NFLOG_DENIED, prefix) if log else b"") + e.verdict(wire.DROP)
 
 
 def announce(prefix: str) -> bytes:
@@ -123,8 +130,8 @@ def _one_box(box: Box, family: int, *, ports: bool) -> bytes:
 def _rule_match(rule: Rule, family: int) -> tuple[bytes | AnonymousSet, ...]:
     found: list[bytes | AnonymousSet] = []
     protocol = _ALL_PROTOCOLS if rule.protocol is None else (rule.protocol, rule.protocol)
-    if rule.mark is not None:
-        found.append(e.meta(e.MARK) + e.masked(struct.pack("=I", 0xFFFF)) + e.equal(struct.pack("=I", rule.mark)))
+    if rule.marks:
+        found += _marks_match(rule.marks)
     addresses = [(int(one.first), int(one.last)) for one in rule.destinations] or [_FULL[family]]
     ports = [(one.first, one.last) for one in rule.ports] or [_ALL_PORTS]
     boxes = [Box(*protocol, *address, *port) for address in addresses for port in ports]
@@ -135,6 +142,21 @@ def _rule_match(rule: Rule, family: int) -> tuple[bytes | AnonymousSet, ...]:
     if rule.sources:
         found += _sources_match(rule, family)
     return tuple(found)
+
+
+def _marks_match(marks: Sequence[MarkRange]) -> tuple[bytes | AnonymousSet, ...]:
+    bits = e.masked(struct.pack("=I", 0xFFFF))
+    if len(marks) == 1:
+        first, last = marks[0].first, marks[0].last
+        if first == last:
+            return (e.meta(e.MARK) + bits + e.equal(struct.pack("=I", first)),)
+        ends = first.to_bytes(4), last.to_bytes(4)
+        return (e.meta(e.MARK) + bits + e.turned_round() + e.between(*ends),)
+    # the protocol only because a set of intervals needs two fields; a mark is as long as an IPv4 address
+    loads = e.meta(e.MARK, 1) + e.masked(struct.pack("=I", 0xFFFF), 1) + e.turned_round(1) + e.meta(e.L4PROTO)
+    boxes = [Box(*_ALL_PROTOCOLS, one.first, one.last) for one in marks]
+    written = elements(boxes, 4, ports=False)
+    return loads, AnonymousSet(type_of((PROTOCOL, MARK)), (PROTOCOL.length, MARK.length), written)
 
 
 def _sources_match(rule: Rule, family: int) -> tuple[bytes | AnonymousSet, ...]:

@@ -1,0 +1,82 @@
+"""How the inet table judges what comes from other hosts: who may send it, encapsulated, and who speaks once it is out.
+
+An encapsulated packet passes twice: at the input hook as the datagram it is, by the address of the host that sent it;
+then, out of the tunnel, at every hook as the packet that was inside.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from conetd.kernel.nft import expressions as e
+from conetd.kernel.nft import wire
+from conetd.kernel.nft.chain import Chain
+from conetd.kernel.nft.hooks import accept, drop, interface, rules
+from conetd.kernel.nft.matches import pair, udp, words
+
+IDENTITY_BITS = 0xFFFF  # of the mark
+_BOTH = (4, 6)
+# Bytes from the start of the UDP header (RFC 7348, section 5): one before the VNI, and the MAC of the sender inside
+_BEFORE_VNI, _INNER_SOURCE = 11, 22
+_LOOPBACK = b"lo".ljust(16, b"\0")
+
+
+def mark_with(identity: int) -> bytes:
+    """Make this the low 16 bits of the packet's mark; the others are not ours."""
+    others = struct.pack("=I", ~IDENTITY_BITS & 0xFFFFFFFF)
+    return e.meta(e.MARK) + e.masked(others, xor=struct.pack("=I", identity)) + e.set_mark()
+
+
+def encapsulated() -> bytes:
+    """Go on only with UDP to the port and with the VNI of a network of ours."""
+    return udp() + _port_and_vni() + e.lookup("vnis")
+
+
+def from_strangers() -> bytes:
+    """Go on only with what goes into a tunnel and comes from no container of this host."""
+    return interface("vteps", e.OIFNAME) + interface("ours", negate=True)
+
+
+def entry() -> tuple[tuple[str, bytes], ...]:
+    """What is asked, before anything else, of packets that come from no interface of ours."""
+    return (
+        ("out of a tunnel", e.meta(e.IIFNAME) + e.verdict_map("tunnels")),
+        ("of an IP version that tunnels carry", e.meta(e.NFPROTO) + e.lookup("overlaid") + e.goto("overlay")),
+    )
+
+
+def chains() -> tuple[Chain, ...]:
+    """The fixed chains that others lead to."""
+    overlay = rules(
+        ("the host to itself", e.meta(e.IIFNAME) + e.equal(_LOOPBACK) + accept()),
+        *(
+            (f"a container's by another way, IPv{family}", pair(family, f"overlay{family}") + drop())
+            for family in _BOTH
+        ),
+    )
+    # A packet without an identity goes without one inside, and comes out with the mark of the one around it.
+    without_identity = mark_with(0)
+    outer = rules(
+        *((f"from another host, IPv{family}", _sender(family) + without_identity + accept()) for family in _BOTH),
+        ("from a stranger", drop()),
+    )
+    return Chain("overlay", overlay), Chain("outer", outer)
+
+
+def member_rule(family: int, prefix: int) -> bytes:
+    """Accept what comes out of a tunnel with the MAC of another host and a source in that host's part."""
+    length = words(family) * 4
+    bits = length * 8
+    mask = ((1 << bits) - (1 << bits - prefix)).to_bytes(length)
+    sender = e.meta(e.IIFNAME) + e.payload(e.LINK, 6, 6, 4) + e.source(family, 6) + e.masked(mask, 6)
+    return e.family_is(family) + sender + e.lookup(f"tunnel{family}") + e.verdict(wire.ACCEPT)
+
+
+def _port_and_vni() -> bytes:
+    vni = e.payload(e.TRANSPORT, _BEFORE_VNI, 4, 1) + e.masked(b"\0\xff\xff\xff", 1) + e.turned_round(1)
+    return e.destination_port() + vni
+
+
+def _sender(family: int) -> bytes:
+    inner = e.payload(e.TRANSPORT, _INNER_SOURCE, 6, 2 + words(family))
+    return e.family_is(family) + _port_and_vni() + e.source(family, 2) + inner + e.lookup(f"underlay{family}")
