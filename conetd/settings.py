@@ -6,10 +6,11 @@ import ipaddress
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates, validates_schema
 
@@ -24,6 +25,7 @@ FILTERS = ("auto", "nftables", "iptables")
 LOGS = ("text", "json")
 # sockaddr_un holds 108 bytes with the NUL, unix(7)
 _SOCKET_PATH_MAX = 107
+_TTL_MIN, _TTL_MAX = 2, 3600  # seconds; etcd itself grants no less than twice the time its elections take
 _ENVIRONMENT = {"CONETD_PUBLIC_SOCKET": "public_socket", "CONETD_PRIVATE_SOCKET": "private_socket"}
 
 
@@ -36,6 +38,35 @@ class PortPool:
 
     start: int = 61001
     size: int = 4534
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """The etcd that hosts share, and who this one is among them. Each field is a key of the table `cluster`."""
+
+    etcd: tuple[str, ...]
+    """URLs of its members: `http://host:port` or `https://host:port`."""
+    host: str
+    """This host's name, which no other has. In the file the system's hostname if left out."""
+    prefix: str = "/conetd"
+    """What all keys of the cluster begin with; no slash at its end."""
+    ttl: int = 15
+    """Seconds without a sign of life from this host after which the others take it for gone."""
+    ca: Path | None = None
+    """Certificates of the authorities that etcd's may be from. None: those that the system trusts."""
+    cert: Path | None = None
+    """The certificate that this host shows to etcd, `key` belonging to it."""
+    key: Path | None = None
+    user: str | None = None
+    """The user of etcd's that this host comes as, with the password in the file `password_file`."""
+    password_file: Path | None = None
+
+    def document(self) -> JSON:
+        """The table as the file would say it, without what is None."""
+        shown: JSON = {"etcd": list(self.etcd), "host": self.host, "prefix": self.prefix, "ttl": self.ttl}
+        files = {"ca": self.ca, "cert": self.cert, "key": self.key, "password_file": self.password_file}
+        shown |= {name: str(path) for name, path in files.items() if path is not None}
+        return shown | ({} if self.user is None else {"user": self.user})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +93,8 @@ class Settings:
     """Seconds a foreign driver's call may take."""
     log: str = "text"
     """`text` or `json`."""
+    cluster: ClusterSettings | None = None
+    """None: this host is alone, or knows the others from what its networks' configs say."""
 
     def document(self) -> JSON:
         """The settings as the file would say them; loading the result gives the same settings."""
@@ -80,6 +113,8 @@ class Settings:
         }
         if self.socket_group is not None:
             shown["socket_group"] = self.socket_group
+        if self.cluster is not None:
+            shown["cluster"] = self.cluster.document()
         return shown
 
 
@@ -156,9 +191,33 @@ class _ExternalIp(fields.Field[IPAddress | None]):
         return address
 
 
+class _EtcdUrl(fields.String):
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, *args, **kwargs)
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            port = None
+        if not port or parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
+            raise ValidationError("Must be http://host:port or https://host:port.")
+        if not parts.hostname or "@" in parts.netloc:
+            raise ValidationError("Must be http://host:port or https://host:port.")
+        return text
+
+
+def _name() -> fields.String:
+    return fields.String(validate=validate.Regexp(rf"(?:{NETWORK_NAME.pattern})\Z", error="Not a possible name."))
+
+
 def _names(**kwargs: Any) -> fields.List[str]:
-    name = fields.String(validate=validate.Regexp(rf"(?:{NETWORK_NAME.pattern})\Z", error="Not a possible name."))
-    return fields.List(name, **kwargs)
+    return fields.List(_name(), **kwargs)
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    repeated = {index: ["Named twice."] for index, name in enumerate(names) if name in names[:index]}
+    if repeated:
+        raise ValidationError(repeated)
 
 
 class _PortPoolSchema(Schema):
@@ -175,6 +234,46 @@ class _PortPoolSchema(Schema):
         return pool
 
 
+class _ClusterSchema(Schema):
+    etcd = fields.List(_EtcdUrl(), required=True, validate=validate.Length(1))
+    host = _name()
+    prefix = fields.String(
+        validate=validate.Regexp(
+            r"(?:/[A-Za-z0-9._-]+)+/?\Z",
+            error="Must be one or more parts of A-Z a-z 0-9 . _ - with a slash before each.",
+        )
+    )
+    ttl = fields.Integer(strict=True, validate=validate.Range(_TTL_MIN, _TTL_MAX))
+    ca = _AbsolutePath()
+    cert = _AbsolutePath()
+    key = _AbsolutePath()
+    user = fields.String(validate=validate.Length(1))
+    password_file = _AbsolutePath()
+
+    @validates("etcd")
+    def _check_repeated(self, urls: list[str], data_key: str) -> None:
+        _refuse_repeated(urls)
+
+    @validates_schema
+    def _check_pairs(self, data: JSON, **kwargs: Any) -> None:
+        for one, other in (("cert", "key"), ("key", "cert"), ("user", "password_file"), ("password_file", "user")):
+            if one in data and other not in data:
+                raise ValidationError(f"Needs {other} beside it.", one)
+        plain = [url for url in data["etcd"] if not url.startswith("https:")]
+        for name in ("ca", "cert"):
+            if name in data and plain:
+                raise ValidationError(f"Of no use for {plain[0]}, which is not https.", name)
+
+    @post_load
+    def _make(self, data: JSON, **kwargs: Any) -> ClusterSettings:
+        host = data.setdefault("host", os.uname().nodename)
+        if not NETWORK_NAME.fullmatch(host):
+            raise ValidationError(f"Needed: the system's hostname {host!r} is not a possible name.", "host")
+        if "prefix" in data:
+            data["prefix"] = data["prefix"].rstrip("/")
+        return ClusterSettings(etcd=tuple(data.pop("etcd")), **data)
+
+
 class _SettingsSchema(Schema):
     state_dir = _AbsolutePath()
     public_socket = _SocketPath()
@@ -188,12 +287,11 @@ class _SettingsSchema(Schema):
     port_pool = fields.Nested(_PortPoolSchema)
     driver_timeout = _Seconds()
     log = fields.String(validate=validate.OneOf(LOGS))
+    cluster = fields.Nested(_ClusterSchema)
 
     @validates("drivers", "default_attach_to")
-    def _refuse_repeated(self, names: list[str], data_key: str) -> None:
-        repeated = {index: ["Named twice."] for index, name in enumerate(names) if name in names[:index]}
-        if repeated:
-            raise ValidationError(repeated)
+    def _check_repeated(self, names: list[str], data_key: str) -> None:
+        _refuse_repeated(names)
 
     @validates("networks")
     def _check_names(self, networks: list[JSON], data_key: str) -> None:

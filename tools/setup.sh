@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 # the rest is called by tests, demo and bench.
 PACKAGES="python3 python3-venv python3-dev build-essential
     iproute2 nftables libnftables1 iptables conntrack kmod procps
-    runc busybox-static curl tcpdump socat iperf3 util-linux"
+    runc busybox-static curl tcpdump socat iperf3 util-linux etcd-server etcd-client openssl"
 
 complain() { echo "setup: $*" >&2; }
 
@@ -26,12 +26,20 @@ install_packages() {
         exit 1
     fi
     complain "installing$missing"
+    # Debian starts an etcd with its package; the tests run their own, and none is wanted on the host.
+    keep_down=""
+    case " $missing " in *" etcd-server "*) [ ! -d /run/systemd/system ] || keep_down=etcd.service ;; esac
+    [ -z "$keep_down" ] || systemctl -q mask "$keep_down" 2>/dev/null || keep_down=""
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086  # a list of words
     apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 || {
         apt-get update -qq
         apt-get install -y -qq --no-install-recommends $missing >/dev/null
     }
+    if [ -n "$keep_down" ]; then
+        systemctl -q unmask "$keep_down"
+        systemctl -q disable "$keep_down" 2>/dev/null || complain "could not disable $keep_down"
+    fi
 }
 
 install_python() {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from conetd import settings
 from conetd.errors import Invalid
-from conetd.settings import PortPool, Settings
+from conetd.settings import ClusterSettings, PortPool, Settings
 
 
 @pytest.fixture
@@ -59,6 +61,17 @@ log = "json"
 start = 50000
 size = 100
 
+[cluster]
+etcd = ["https://192.0.2.1:2379", "https://[2001:db8::2]:2379"]
+prefix = "/lab/one"
+host = "h1"
+ttl = 30
+ca = "/etc/conetd/ca.pem"
+cert = "/etc/conetd/cert.pem"
+key = "/etc/conetd/key.pem"
+user = "conetd"
+password_file = "/etc/conetd/password"
+
 [[networks]]
 name = "blue"
 type = "bridge"
@@ -80,6 +93,17 @@ def test_every_key_of_the_file_arrives(written: Any) -> None:
         port_pool=PortPool(50000, 100),
         driver_timeout=2.0,
         log="json",
+        cluster=ClusterSettings(
+            etcd=("https://192.0.2.1:2379", "https://[2001:db8::2]:2379"),
+            prefix="/lab/one",
+            host="h1",
+            ttl=30,
+            ca=Path("/etc/conetd/ca.pem"),
+            cert=Path("/etc/conetd/cert.pem"),
+            key=Path("/etc/conetd/key.pem"),
+            user="conetd",
+            password_file=Path("/etc/conetd/password"),
+        ),
     )
 
 
@@ -102,6 +126,37 @@ def test_the_shipped_example_names_every_setting_and_each_can_be_uncommented(wri
     loaded = settings.load(written("\n".join(lines)), {})
     assert set(loaded.document()) == set(Settings.__slots__)
     assert loaded.networks
+
+
+def test_a_cluster_needs_no_more_than_its_etcd(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _name_the_system(monkeypatch, "node-7")
+    assert settings.load(written(_cluster()), {}).cluster == ClusterSettings(
+        etcd=("http://192.0.2.1:2379",), host="node-7", prefix="/conetd", ttl=15
+    )
+
+
+def test_a_hostname_that_cannot_be_a_name_has_to_be_replaced(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _name_the_system(monkeypatch, "node 7")
+    with pytest.raises(Invalid, match=r"cluster\.host: Needed: the system's hostname 'node 7' is not a possible name"):
+        settings.load(written(_cluster()), {})
+
+
+def test_a_slash_at_the_end_of_the_prefix_is_no_part_of_it(written: Any) -> None:
+    loaded = settings.load(written(_cluster('prefix = "/lab/one/"')), {}).cluster
+    assert loaded is not None
+    assert loaded.prefix == "/lab/one"
+
+
+def _cluster(*lines: str, etcd: str = "http://192.0.2.1:2379") -> str:
+    return "\n".join(["[cluster]", f'etcd = ["{etcd}"]', *lines])
+
+
+def _name_the_system(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    said = SimpleNamespace(nodename=name)
+    monkeypatch.setattr(os, "uname", lambda: said)
+
+
+_NO_URL = "Must be http://host:port or https://host:port."
 
 
 @pytest.mark.parametrize(
@@ -139,6 +194,32 @@ def test_the_shipped_example_names_every_setting_and_each_can_be_uncommented(wri
         ('networks = ["blue"]', "networks[0]", "Not an object."),
         ('[[networks]]\ntype = "bridge"', "networks[0].name", "Missing, or not a string."),
         ('[[networks]]\nname = "a"\n[[networks]]\nname = "a"', "networks[1].name", "Declared twice."),
+        ('[cluster]\nhost = "h1"', "cluster.etcd", "Missing data for required field."),
+        ("[cluster]\netcd = []", "cluster.etcd", "Shorter than minimum length 1."),
+        (_cluster(etcd="192.0.2.1:2379"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://192.0.2.1"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://192.0.2.1:0"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://192.0.2.1:99999"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://192.0.2.1:2379/"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://:2379"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://me:secret@192.0.2.1:2379"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="http://[2001:db8::1:2379"), "cluster.etcd[0]", _NO_URL),
+        (_cluster(etcd="ftp://192.0.2.1:2379"), "cluster.etcd[0]", _NO_URL),
+        ('cluster.etcd = ["http://a:1", "http://b:1", "http://a:1"]', "cluster.etcd[2]", "Named twice."),
+        (_cluster('prefix = "conetd"'), "cluster.prefix", "with a slash before each"),
+        (_cluster('prefix = "/"'), "cluster.prefix", "with a slash before each"),
+        (_cluster('prefix = "/a//b"'), "cluster.prefix", "with a slash before each"),
+        (_cluster('host = "a/b"'), "cluster.host", "Not a possible name."),
+        (_cluster("ttl = 1"), "cluster.ttl", "Must be greater than or equal to 2"),
+        (_cluster("ttl = 3601"), "cluster.ttl", "less than or equal to 3600"),
+        (_cluster("ttl = 2.5"), "cluster.ttl", "Not a valid integer."),
+        (_cluster('ca = "ca.pem"'), "cluster.ca", "Must be an absolute path."),
+        (_cluster('ca = "/ca.pem"'), "cluster.ca", "Of no use for http://192.0.2.1:2379, which is not https."),
+        (_cluster('cert = "/c.pem"', etcd="https://a:1"), "cluster.cert", "Needs key beside it."),
+        (_cluster('key = "/k.pem"', etcd="https://a:1"), "cluster.key", "Needs cert beside it."),
+        (_cluster('user = "conetd"'), "cluster.user", "Needs password_file beside it."),
+        (_cluster('password_file = "/p"'), "cluster.password_file", "Needs user beside it."),
+        (_cluster('password = "x"'), "cluster.password", "Unknown field."),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_path_and_the_file(

@@ -1,0 +1,1 @@
+"""The cluster's state on etcd: how etcd is asked, and which key says what."""
