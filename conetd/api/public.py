@@ -29,6 +29,7 @@ def public_application(service: Service, reads: Executor) -> web.Application:
             web.put("/containers/{handle:[^/]+}/config", routes.configure),
             web.get("/containers/{handle:[^/]+}/policy", routes.policy),
             web.put("/containers/{handle:[^/]+}/policy", routes.replace_policy),
+            web.delete("/cluster/hosts/{host:[^/]+}", routes.forget_host),
             web.get("/drivers", routes.drivers),
             web.get("/status", routes.status),
         ]
@@ -83,6 +84,10 @@ class _Routes:
         handle = handle_of(request)
         document = await body_object(request, self._reads)
         return answer(await change(self._service.replace_policy(handle, document)))
+
+    async def forget_host(self, request: web.Request) -> web.Response:
+        await change(self._service.forget_host(request.match_info["host"]))
+        return no_content()
 
     async def drivers(self, request: web.Request) -> web.Response:
         return answer(await read(self._reads, self._service.drivers))

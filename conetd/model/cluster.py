@@ -72,6 +72,8 @@ class Identities:
 
     by_number: Mapping[int, Identity] = field(default_factory=dict)
     _numbers: Mapping[tuple[Labels, str | None], int] = field(default_factory=dict, repr=False, compare=False)
+    # Many policies have the same selectors, and there may be thousands of identities.
+    _selected: dict[Selector, list[Identity]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, identities: Iterable[Identity]) -> Identities:
@@ -99,7 +101,11 @@ class Identities:
 
     def select(self, selector: Selector) -> list[Identity]:
         """The identities the selector means, by number."""
-        return [self.by_number[number] for number in sorted(self.by_number) if self.by_number[number].matches(selector)]
+        found = self._selected.get(selector)
+        if found is None:
+            found = [one for _, one in sorted(self.by_number.items()) if one.matches(selector)]
+            self._selected[selector] = found
+        return found
 
 
 NO_IDENTITIES = Identities()

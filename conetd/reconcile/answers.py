@@ -27,6 +27,8 @@ def attachment(record: AttachmentRecord, ports: Iterable[HostPortRecord]) -> JSO
     told |= record.answer
     told["default_route"] = [f"ipv{version}" for version in sorted(record.default_route)]
     told["mapped_ports"] = [mapped_port(one) for one in ports]
+    if record.identity:
+        told["identity"] = record.identity
     told["generation"] = record.applied_rev
     return told
 

@@ -14,6 +14,7 @@ from conetd.reconcile.core import Core, is_planned
 from conetd.reconcile.down import close, detach_foreign, discard, leaving_of
 from conetd.reconcile.joins import check_unchanged
 from conetd.reconcile.namespace import container_netns
+from conetd.reconcile.policies import policies_told
 from conetd.reconcile.up import UpJob, act, attach_foreign, finish
 from conetd.reconcile.wishes import give_back, new_wishes, write_wishes
 from conetd.store import AttachmentRecord, ContainerRecord, Join, containers
@@ -134,7 +135,13 @@ def forget(core: Core, handle: str) -> None:
         raise Conflict(f'container "{handle}" is up; take it down first')
     if containers.attachments_of(db, handle):
         core.reaper.finish(handle)
-    core.database.write(lambda db: containers.delete_container(db, handle))
+    told = policies_told(core, handle, containers.policies_of(db, handle), {})
+
+    def write(db: sqlite3.Connection) -> None:
+        containers.delete_container(db, handle)
+        core.cluster.post(db, told)
+
+    core.database.write(write)
     log.info("forgotten", extra={"handle": handle})
 
 

@@ -15,11 +15,12 @@ from conetd.kernel.process import ProcessWatch
 from conetd.kernel.work import Work
 from conetd.model import JSON, Attachment, IPNetwork
 from conetd.plan import Drift, NetworkFilter, Plan
+from conetd.reconcile.cluster import Cluster
 from conetd.reconcile.flows import Flows
 from conetd.reconcile.hostports import PortKeeper
 from conetd.reconcile.lanes import ForeignLane, Lane
 from conetd.reconcile.reaper import Reaper
-from conetd.reconcile.state import Claims, LiveNetwork, Networks, Revisions
+from conetd.reconcile.state import Claims, LiveNetwork, Networks, Revisions, is_clustered
 from conetd.registry import Loaded
 from conetd.settings import Settings
 from conetd.store import Database
@@ -44,6 +45,7 @@ class Core:
     reaper: Reaper
     watch: ProcessWatch
     boot_id: str
+    cluster: Cluster
     external_ip: str | None = None
     kernel: Kernel = field(init=False)
     flows: Flows = field(init=False)
@@ -59,8 +61,13 @@ class Core:
     filter_problem: str | None = None
     """Why the packet filter is not what it should be, since somebody else changed it."""
     packet_log: LogReader | None = None
+    named: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Network to the handles that policies name, on whatever host; each such container has an identity of its own."""
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """(handle or "", network) to what is wrong there and not yet repaired."""
+
+    wake_tender: Callable[[], None] = lambda: None
+    """Have what spans hosts looked after, soon."""
 
     def on_lane(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run the function in the kernel lane and wait for it; at once when the caller is there already."""
@@ -113,10 +120,25 @@ def attachment_alias(network: str, handle: str) -> str:
 
 
 def network_plan(live: LiveNetwork) -> Plan:
-    """What should exist for a network of a planned type."""
+    """What should exist for a network of a planned type, its other hosts aside."""
     driver = live.loaded.driver
     assert isinstance(driver, PlannedDriver)
+    if is_clustered(live) and live.network.lease is None:
+        return Plan()  # it waits for this host's part
     return guard(live.loaded, "plan_network", lambda: driver.plan_network(live.network))
+
+
+def member_plan(live: LiveNetwork, host: str, data: JSON) -> Plan:
+    """What should exist for one other host of a network of a planned type."""
+    driver = live.loaded.driver
+    assert isinstance(driver, PlannedDriver)
+    return guard(live.loaded, "plan_member", lambda: driver.plan_member(live.network, host, data))
+
+
+def whole_network_plan(live: LiveNetwork) -> Plan:
+    """What should exist for a network of a planned type and all its hosts."""
+    members = [member_plan(live, host, data) for host, data in live.network.members.items()]
+    return Plan.of([network_plan(live), *members])
 
 
 def attachment_plan(live: LiveNetwork, attachment: Attachment, policy: Any) -> Plan:
@@ -178,13 +200,17 @@ def _logger(live: LiveNetwork, handle: str) -> logging.LoggerAdapter[logging.Log
     return logging.LoggerAdapter(logging.getLogger(f"conetd.driver.{live.loaded.type}"), extra)
 
 
-def our_subnets(core: Core) -> list[IPNetwork]:
-    """The subnets of all networks of planned types."""
-    return [
-        subnet
+def subnets_by_network(core: Core) -> dict[str, tuple[IPNetwork, ...]]:
+    """The subnets of each network of a planned type, by its name."""
+    return {
+        live.record.name: tuple(
+            subnet for one in network_plan(live).filter if isinstance(one, NetworkFilter) for subnet in one.subnets
+        )
         for live in core.networks.all()
         if is_planned(live)
-        for one in network_plan(live).filter
-        if isinstance(one, NetworkFilter)
-        for subnet in one.subnets
-    ]
+    }
+
+
+def our_subnets(core: Core) -> list[IPNetwork]:
+    """The subnets of all networks of planned types."""
+    return [subnet for some in subnets_by_network(core).values() for subnet in some]

@@ -10,14 +10,23 @@ from dataclasses import replace
 from functools import partial
 
 from conetd.documents import load
-from conetd.errors import ConetError, Conflict, Invalid
+from conetd.errors import ConetError, Conflict, DriverError, Invalid, Unavailable
+from conetd.kernel.tunnel_test import tunnel_fault
 from conetd.kernel.work import Work
-from conetd.model import JSON, Network
-from conetd.reconcile.core import Core, is_planned, network_alias, network_context, network_plan
+from conetd.model import JSON, Lease, Network
+from conetd.plan import Plan, Vxlan
+from conetd.reconcile.core import (
+    Core,
+    is_planned,
+    network_alias,
+    network_context,
+    subnets_by_network,
+    whole_network_plan,
+)
 from conetd.reconcile.forwarding import adjust_forwarding
 from conetd.reconcile.namespace import lives
-from conetd.reconcile.state import LiveNetwork, check_policy
-from conetd.store import NetworkRecord, containers, encode, networks
+from conetd.reconcile.state import LiveNetwork, check_policy, is_clustered, with_cluster
+from conetd.store import NetworkRecord, cluster, containers, encode, networks
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ def parse_network(core: Core, document: JSON, uplink_mtu: int) -> LiveNetwork:
     def check() -> LiveNetwork:
         driver = loaded.driver
         parsed = load(driver.config_schema(), config, "config", what=f'network "{name}"')
-        network = Network(name, type_, parsed, uplink_mtu)
+        network = Network(name, type_, parsed, uplink_mtu, subnets=subnets_by_network(core))
         policy = load(driver.policy_schema(), default_policy, "default_policy", what=f'network "{name}"')
         check_policy(driver, network, policy, "default_policy", f'network "{name}"')
         record = NetworkRecord(
@@ -56,6 +65,18 @@ def same_document(one: NetworkRecord, other: NetworkRecord) -> bool:
     )
 
 
+def join_network(core: Core, wanted: LiveNetwork) -> LiveNetwork:
+    """The network with what this host has on it, decided on if it spans hosts and is not here yet. May wait.
+
+    Raises what `create_network` does, and Exhausted, Invalid and Unavailable when this host cannot take part.
+    """
+    name = wanted.record.name
+    if not is_clustered(wanted) or name in core.networks:
+        return wanted
+    check_beside(core, wanted)
+    return replace(wanted, network=replace(wanted.network, lease=core.cluster.join(core, wanted)))
+
+
 def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
     """Make the network; False and the one there is when the same stands already.
 
@@ -68,13 +89,13 @@ def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
         there = core.networks.get(name)
         if same_document(there.record, wanted.record):
             return False, there
-        raise Conflict(f'there is another network "{name}" already: {_difference(there.record, wanted.record)}')
+        raise Conflict(f'there is another network "{name}" already: {difference(there.record, wanted.record)}')
     check_beside(core, wanted, but={name})
     record = replace(wanted.record, rev=core.revisions.next())
     live = LiveNetwork(record, wanted.loaded, wanted.network)
     core.networks.add(live)
     try:
-        core.database.write(lambda db: networks.put_network(db, record))
+        core.database.write(partial(_put_new, record=record, lease=wanted.network.lease, host=core.cluster.host))
     except BaseException:
         core.networks.drop(name)
         raise
@@ -90,6 +111,12 @@ def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
     took_ms = round((time.monotonic() - started) * 1000, 1)
     log.info("network created", extra={"network": name, "type": record.type, "ms": took_ms})
     return True, core.networks.get(name)
+
+
+def _put_new(db: sqlite3.Connection, *, record: NetworkRecord, lease: Lease | None, host: str) -> None:
+    networks.put_network(db, record)
+    if lease is not None:
+        cluster.put_own_lease(db, record.name, host, lease)
 
 
 def check_beside(core: Core, wanted: LiveNetwork, but: Collection[str] = ()) -> None:
@@ -125,11 +152,31 @@ def ensure_network(core: Core, live: LiveNetwork) -> None:
 
 
 def _ensure_planned(core: Core, live: LiveNetwork) -> None:
-    plan = network_plan(live)
+    if is_clustered(live) and live.network.lease is None:
+        raise Unavailable(
+            f'network "{live.record.name}" waits for this host\'s part of it, which the cluster has to give'
+        )
+    plan = whole_network_plan(live)
+    if not live.record.applied_rev:
+        _try_tunnels(live.record.name, plan)
     [error] = core.kernel.ensure_many([Work(plan, network_alias(live.record.name), None)])
     if error is not None:
         raise error
     adjust_forwarding(core)
+
+
+def _try_tunnels(name: str, plan: Plan) -> None:
+    """Before a tunnel is made for the first time, see that this kernel carries packets through one of its kind."""
+    for link in plan.links:
+        if not isinstance(link, Vxlan):
+            continue
+        try:
+            fault = tunnel_fault(link)
+        except ConetError as err:
+            log.warning("the tunnel could not be tested", extra={"network": name, "reason": err.message})
+            continue
+        if fault is not None:
+            raise DriverError(f'network "{name}" would not work, tried with a packet of its own: {fault}')
 
 
 def delete_network(core: Core, name: str) -> None:
@@ -162,7 +209,7 @@ def delete_network(core: Core, name: str) -> None:
 def remove_network(core: Core, live: LiveNetwork) -> None:
     """Take the network out of the kernel and then out of the store. Raises DriverError, and then it stays wanted."""
     if is_planned(live):
-        core.on_lane(core.kernel.remove, network_plan(live), None)
+        core.on_lane(core.kernel.remove, whole_network_plan(live), None)
     else:
         driver = live.loaded.driver
         core.ask(live.loaded, "remove_network", lambda: driver.remove_network(network_context(core, live)))
@@ -170,6 +217,7 @@ def remove_network(core: Core, live: LiveNetwork) -> None:
 
     def write(db: sqlite3.Connection) -> None:
         networks.put_meta(db, "revision", str(networks.last_revision(db)))
+        core.cluster.leave(db, name)
         containers.delete_policies_naming(db, name)
         networks.delete_network(db, name)
 
@@ -183,7 +231,7 @@ def remove_network(core: Core, live: LiveNetwork) -> None:
     core.on_lane(adjust_forwarding, core)
 
 
-def _difference(there: NetworkRecord, wanted: NetworkRecord, but: Collection[str] = ()) -> str:
+def difference(there: NetworkRecord, wanted: NetworkRecord, but: Collection[str] = ()) -> str:
     """Which field differs first, with both values; `but` are fields of `config` that may."""
     if there.type != wanted.type:
         return f"its type is {there.type}, not {wanted.type}"
@@ -222,7 +270,7 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
                 count = "1 container is" if attached == 1 else f"{attached} containers are"
                 raise Conflict(
                     f'network "{name}" of the settings cannot replace the stored one while {count} attached: '
-                    f"{_difference(there, wanted.record, wanted.loaded.driver.live_config)}"
+                    f"{difference(there, wanted.record, wanted.loaded.driver.live_config)}"
                 )
             core.replaced.append(core.networks.get(name))
         record = replace(wanted.record, declared=True, rev=rev)
@@ -235,7 +283,8 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
             # It has to reach the containers, with ports and flows: done once the old state is recovered.
             core.new_defaults[name] = wanted.record.default_policy
     core.database.write(lambda db: networks.put_network(db, record))
-    core.networks.put(LiveNetwork(record, wanted.loaded, replace(wanted.network, uplink_mtu=record.uplink_mtu)))
+    live = LiveNetwork(record, wanted.loaded, replace(wanted.network, uplink_mtu=record.uplink_mtu))
+    core.networks.put(with_cluster(core.database.reader(), live))
 
 
 def _attached(core: Core, there: NetworkRecord, wanted: NetworkRecord) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from conetd.cluster.keys import Key, Kind
 from conetd.driver import PlannedDriver
 from conetd.errors import ConetError, DriverError, Invalid
 from conetd.model import JSON, Attachment
@@ -16,8 +17,8 @@ from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, Plan
 from conetd.reconcile.core import Core, attachment_context, guard, is_planned
 from conetd.reconcile.down import note_failure
 from conetd.reconcile.namespace import container_netns
-from conetd.reconcile.state import LiveNetwork, attachment_value, parse_policy
-from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers, networks
+from conetd.reconcile.state import LiveNetwork, attachment_value, is_clustered, parse_policy, shared_definition
+from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, containers, encode, networks
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +105,17 @@ def replace_policies(core: Core, handle: str, normalised: Mapping[str, JSON]) ->
         take_back(core, changes)
         raise
 
+    told = policies_told(core, handle, own, normalised)
+
     def write(db: sqlite3.Connection) -> None:
         containers.put_container(db, container)
         containers.replace_policies(db, handle, normalised)
         containers.delete_if_unwanted(db, handle)
         write_changes(db, changes)
+        core.cluster.post(db, told)
 
     commit(core, changes, write)
+    core.wake_tender()
     failures = apply(core, changes)
     took_ms = round((time.monotonic() - started) * 1000, 1)
     log.info("policy", extra={"handle": handle, "network": ",".join(normalised), "ms": took_ms})
@@ -119,10 +124,52 @@ def replace_policies(core: Core, handle: str, normalised: Mapping[str, JSON]) ->
         raise DriverError(f"the policy is not in force everywhere, it will be tried again: {first.message}")
 
 
-def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwork:
+def policies_told(
+    core: Core, handle: str, before: Mapping[str, tuple[str, JSON]], after: Mapping[str, JSON]
+) -> dict[Key, str | None]:
+    """What other hosts have to know of a container's policies, on the networks that span hosts."""
+    return {
+        Key(Kind.POLICY, name, handle): encode(after[name]) if name in after else None
+        for name in {*before, *after}
+        if name in core.networks and is_clustered(core.networks.get(name))
+    }
+
+
+def replace_policy_of(core: Core, handle: str, name: str, document: JSON | None) -> None:
+    """Make this the container's policy on one network, None its default, as another host was asked. In its turn.
+
+    Raises as `replace_policies` does.
+    """
+    db = core.database.reader()
+    own = containers.policies_of(db, handle)
+    if name not in core.networks or (own[name][1] if name in own else None) == document:
+        return
+    live = core.networks.get(name)
+    container = containers.container(db, handle) or ContainerRecord(handle)
+    after = live.record.default_policy if document is None else normalise(core, live, document, f"networks.{name}")
+    standing = [one for one in containers.attachments_of(db, handle) if one.network == name and not one.leaving]
+    changes = [new_change(core, db, container, live, record, after) for record in standing]
+
+    def write(db: sqlite3.Connection) -> None:
+        containers.put_container(db, container)
+        if document is None:
+            containers.delete_policy(db, handle, name, "client")
+        else:
+            containers.put_policy(db, handle, name, "client", after)
+        containers.delete_if_unwanted(db, handle)
+        write_changes(db, changes)
+
+    commit(core, changes, write)
+    core.wake_tender()
+    apply(core, changes)
+    log.info("policy of another host", extra={"handle": handle, "network": name})
+
+
+def replace_default(core: Core, live: LiveNetwork, document: JSON, *, tell: bool = True) -> LiveNetwork:
     """Make this the network's default policy, for every attachment without a policy of its own.
 
-    Raises as `replace_policies` does. Returns the network as it is from now on.
+    With `tell` the other hosts of a network that spans hosts follow. Raises as `replace_policies` does. Returns the
+    network as it is from now on.
     """
     started = time.monotonic()
     normalised = normalise(core, live, document, "")
@@ -146,9 +193,12 @@ def replace_default(core: Core, live: LiveNetwork, document: JSON) -> LiveNetwor
     def write(db: sqlite3.Connection) -> None:
         networks.put_network(db, record)
         write_changes(db, changes)
+        if tell and is_clustered(after):
+            core.cluster.post(db, {Key(Kind.NETWORK, record.name): encode(shared_definition(after))})
 
     commit(core, changes, write)
     core.networks.put(after)
+    core.wake_tender()
     failures = apply(core, changes)
     took_ms = round((time.monotonic() - started) * 1000, 1)
     log.info("default policy", extra={"network": live.record.name, "attachments": len(changes), "ms": took_ms})

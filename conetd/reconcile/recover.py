@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from conetd.errors import ConetError
 from conetd.kernel.process import ProcessId
 from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter
-from conetd.reconcile.core import Core, attachment_plan, is_planned, network_plan
+from conetd.reconcile.core import Core, attachment_plan, is_planned, subnets_by_network, whole_network_plan
 from conetd.reconcile.down import DownJob, bring_down, close, leaving_of, note_failure
 from conetd.reconcile.forwarding import adjust_forwarding, remember_opened
 from conetd.reconcile.lanes import GROUP_MOST
 from conetd.reconcile.namespace import lives
 from conetd.reconcile.networks import ensure_network
-from conetd.reconcile.state import LiveNetwork
+from conetd.reconcile.state import LiveNetwork, is_clustered
 from conetd.reconcile.up import UpJob, act, finish, open_for
 from conetd.reconcile.wishes import Wish, standing_wishes
-from conetd.store import ContainerRecord, containers
+from conetd.store import ContainerRecord, cluster, containers
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def recover(core: Core) -> None:
     What cannot be mended is noted as a problem, for `GET /status` and the patrol; it keeps nothing else from starting.
     """
     started = time.monotonic()
+    _know_clusters(core)
     _remove_replaced(core)
     records = [one for one in containers.containers(core.database.reader()) if one.life is not None]
     living = [one for one in records if lives(core.boot_id, one)]
@@ -53,6 +55,7 @@ def recover(core: Core) -> None:
         if not _only_planned(core, one):
             _expect(core, one, wishes)
     remove_orphans(core)
+    _remove_unreachable(core)
     adjust_forwarding(core)
     for one in living:
         assert one.life is not None
@@ -61,12 +64,22 @@ def recover(core: Core) -> None:
     log.info("recovered", extra={"up": len(living), "ended": len(dead), "repaired": len(drifts), "ms": took_ms})
 
 
+def _know_clusters(core: Core) -> None:
+    """Have what the store knows of other hosts' policies at hand, before any attachment is planned."""
+    db = core.database.reader()
+    subnets = subnets_by_network(core)
+    for live in core.networks.all():
+        if is_clustered(live):
+            core.named[live.record.name] = cluster.named_handles(cluster.asks(db, live.record.name))
+            core.networks.renew(live.record.name, lambda network: replace(network, subnets=subnets))
+
+
 def wanted_filter(core: Core, wishes: Iterable[Wish]) -> list[FilterObject]:
     """Everything the filter should hold: all planned networks, and these attachments."""
     wanted: list[FilterObject] = []
     for live in core.networks.all():
         if is_planned(live):
-            wanted += network_plan(live).filter
+            wanted += whole_network_plan(live).filter
     for wish in wishes:
         if is_planned(wish.live):
             wanted += attachment_plan(wish.live, wish.value, wish.policy).filter
@@ -81,7 +94,7 @@ def all_wishes(core: Core) -> dict[str, list[Wish]]:
 
 def remove_orphans(core: Core) -> None:
     """Remove links that carry our mark and belong to nothing in the store."""
-    wanted = {link.name for live in core.networks.all() if is_planned(live) for link in network_plan(live).links}
+    wanted = {link.name for live in core.networks.all() if is_planned(live) for link in whole_network_plan(live).links}
     for record in containers.attachments(core.database.reader()):
         one = leaving_of(core, record)
         if is_planned(one.live):
@@ -98,12 +111,21 @@ def remove_orphans(core: Core) -> None:
         log.error("orphans could not be removed", extra={"error": str(err)})
 
 
+def _remove_unreachable(core: Core) -> None:
+    """Remove what a network that is gone left of the routes that lead nowhere."""
+    wanted = {one for live in core.networks.all() if is_planned(live) for one in whole_network_plan(live).unreachable}
+    try:
+        core.kernel.drop_unreachable(core.kernel.unreachable() - wanted)
+    except ConetError as err:
+        log.error("unreachable routes could not be removed", extra={"error": err.message})
+
+
 def _remove_replaced(core: Core) -> None:
     """Those of planned types; a driver of a foreign type must not be waited for in the lane it works through."""
     for live in [one for one in core.replaced if is_planned(one)]:
         core.replaced.remove(live)
         try:
-            core.kernel.remove(network_plan(live), None)
+            core.kernel.remove(whole_network_plan(live), None)
         except ConetError as err:
             log.error("a replaced network left something", extra={"network": live.record.name, "error": str(err)})
 

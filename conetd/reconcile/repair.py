@@ -20,11 +20,13 @@ from conetd.reconcile.core import (
     network_alias,
     network_context,
     network_plan,
+    whole_network_plan,
 )
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed, close, detach_foreign, leaving_of
 from conetd.reconcile.namespace import container_netns, lives
 from conetd.reconcile.networks import ensure_network
 from conetd.reconcile.recover import all_wishes, complete, wanted_filter
+from conetd.reconcile.state import is_clustered
 from conetd.reconcile.up import attach_foreign, open_for
 from conetd.reconcile.wishes import Wish, standing_wishes
 from conetd.store import AttachmentRecord, containers
@@ -123,7 +125,9 @@ def inspect_network(core: Core, name: str) -> None:
     """Compare a network of a planned type with the kernel in every detail, and mend what is not as wanted."""
     if name not in core.networks or not is_planned(core.networks.get(name)):
         return
-    plan = replace(network_plan(core.networks.get(name)), filter=())
+    if is_clustered(core.networks.get(name)) and core.networks.get(name).network.lease is None:
+        return  # the cluster has to give it first
+    plan = replace(whole_network_plan(core.networks.get(name)), filter=())
     drifts = core.on_lane(core.kernel.diff, plan, None, network_alias(name))
     if drifts:
         log.warning("not as wanted", extra={"network": name, "drift": str(drifts[0])})

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conetd.documents import load
-from conetd.driver import Driver
+from conetd.driver import Driver, PlannedDriver
 from conetd.errors import Conflict, Invalid, NotFound
 from conetd.model import JSON, Attachment, Lease, Network
 from conetd.registry import Loaded
-from conetd.store import AttachmentRecord, HostPortRecord, NetworkRecord, encode
+from conetd.store import AttachmentRecord, HostPortRecord, NetworkRecord, cluster, encode
 
 # Characters of policy documents that are kept parsed, which takes some ten times as many bytes. One that has fallen out
 # is parsed again.
@@ -60,6 +61,13 @@ class Networks:
             if live.record.name in self._live:
                 raise Conflict(f'there is another network "{live.record.name}" already: it has just been made')
             self._live = {**self._live, live.record.name: live}
+
+    def renew(self, name: str, change: Callable[[Network[Any]], Network[Any]]) -> None:
+        """Put what drivers see of a network in place of what they saw; its policies stay parsed. Gone already: none."""
+        with self._lock:
+            live = self._live.get(name)
+            if live is not None:
+                self._live = {**self._live, name: replace(live, network=change(live.network))}
 
     def drop(self, name: str) -> None:
         """Take a network out of force."""
@@ -172,6 +180,30 @@ class Revisions:
         return next(self._counter)
 
 
+def is_clustered(live: LiveNetwork) -> bool:
+    """Whether the network spans hosts: each has a lease on it, and containers have identities."""
+    driver = live.loaded.driver
+    return "cluster" in driver.capabilities and isinstance(driver, PlannedDriver)
+
+
+def with_cluster(db: sqlite3.Connection, live: LiveNetwork) -> LiveNetwork:
+    """The network with what the store knows of its hosts and identities."""
+    if not is_clustered(live):
+        return live
+    name = live.record.name
+    lease, members = cluster.host_leases(db, name)
+    identities = cluster.identities(db, name)
+    return replace(live, network=replace(live.network, lease=lease, members=members, identities=identities))
+
+
+def shared_definition(live: LiveNetwork) -> JSON:
+    """What the hosts of a network that spans hosts have to agree on."""
+    own = live.loaded.driver.host_config
+    record = live.record
+    config = {field: value for field, value in record.config.items() if field not in own}
+    return {"type": record.type, "config": config, "default_policy": record.default_policy}
+
+
 def takes_garden(live: LiveNetwork) -> bool:
     """Whether the network's policies can hold what Garden's NetIn and NetOut say."""
     return "garden" in live.loaded.driver.capabilities
@@ -196,4 +228,5 @@ def attachment_value(
         default_route=record.default_route,
         ports=tuple(one.port for one in ports),
         labels=labels,
+        identity=record.identity,
     )

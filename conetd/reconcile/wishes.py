@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conetd.errors import Conflict, Invalid
+from conetd.errors import Conflict, Invalid, Unavailable
 from conetd.garden.rules import net_in_entries, net_out_entries
 from conetd.garden.wire import NetIn, NetOutRule
 from conetd.model import JSON, Attachment, Lease, Requested
 from conetd.plan import PortMapping
 from conetd.reconcile.core import Core
+from conetd.reconcile.identities import identity_number
 from conetd.reconcile.joins import choose_default_routes, name_interfaces
 from conetd.reconcile.policies import parse
-from conetd.reconcile.state import LiveNetwork, attachment_value, has_ipv6, takes_garden
+from conetd.reconcile.state import LiveNetwork, attachment_value, has_ipv6, is_clustered, takes_garden
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, Join, containers
 
 _ALLOCATE_TRIES = 100  # another attachment can be quicker that often before we give up
@@ -84,6 +85,8 @@ def new_wishes(
     leased: list[AttachmentRecord] = []
     try:
         records = []
+        for live in lives:
+            _refuse_frozen(core, live, kept)
         for position, (join, live) in enumerate(zip(joins, lives, strict=True)):
             if join.network in kept:
                 records.append(replace(kept[join.network], position=position))
@@ -112,6 +115,16 @@ def new_wishes(
             give_back(core, wish)
         raise Invalid("netin or netout_rules were given, but the container joins no network whose policy can hold them")
     return made
+
+
+def _refuse_frozen(core: Core, live: LiveNetwork, kept: Mapping[str, AttachmentRecord]) -> None:
+    reason = core.cluster.frozen(live.record.name)
+    if reason is not None and live.record.name not in kept:
+        raise Unavailable(f'network "{live.record.name}" is frozen, nothing new is attached to it: {reason}')
+    if is_clustered(live) and live.network.lease is None:
+        raise Unavailable(
+            f'network "{live.record.name}" waits for this host\'s part of it, which the cluster has to give'
+        )
 
 
 def _wish(
@@ -149,6 +162,7 @@ def _lease(
     core: Core, live: LiveNetwork, container: ContainerRecord, join: Join, ifname: str, position: int
 ) -> AttachmentRecord:
     blank = AttachmentRecord(join.network, container.handle, position, ifname, join.requested, Lease({}, frozenset()))
+    blank = replace(blank, identity=identity_number(core, live, container.handle, container.labels))
     value = replace(attachment_value(blank, (), container.labels), lease=None)
     held = core.claims.held(join.network)
     for _ in range(_ALLOCATE_TRIES):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
 from conetd import registry
+from conetd.cluster.etcd import open_etcd
 from conetd.driver import PlannedDriver
 from conetd.errors import ConetError
 from conetd.kernel.choice import choose_filter, open_filter, other_than
@@ -23,15 +26,18 @@ from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch, boot_id
 from conetd.kernel.reaping import reap
 from conetd.ports import PortPool
+from conetd.reconcile.cluster import Alone, Cluster
 from conetd.reconcile.core import Core, our_subnets
+from conetd.reconcile.etcd import EtcdCluster
 from conetd.reconcile.flows import Flows
 from conetd.reconcile.hostports import PortKeeper
 from conetd.reconcile.lanes import ForeignLane, Lane
+from conetd.reconcile.members import change_own_lease, tell_subnets
 from conetd.reconcile.networks import declare, parse_network, undeclare_others
 from conetd.reconcile.policies import replace_new_defaults
 from conetd.reconcile.reaper import Reaper, Tools
 from conetd.reconcile.recover import recover
-from conetd.reconcile.state import Claims, Networks, Revisions
+from conetd.reconcile.state import Claims, Networks, Revisions, is_clustered, with_cluster
 from conetd.sdnotify import Notifier
 from conetd.service import documents
 from conetd.settings import Settings
@@ -39,6 +45,7 @@ from conetd.store import Database, containers, networks
 
 log = logging.getLogger(__name__)
 STATE_FILE = "conetd.sqlite"
+_INSTANCE = "instance"
 _LAST_PORTS = "last_ports"  # in the store's single values: protocol number to port, as JSON
 
 
@@ -56,6 +63,7 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
     pool = PortPool(settings.port_pool.start, settings.port_pool.size)
     notifier = Notifier()
     host_ports = HostPorts(sockets, keep=notifier.store_fd, drop=notifier.remove_fd)
+    cluster = _open_cluster(settings, database)
     core = Core(
         settings=settings,
         database=database,
@@ -73,11 +81,27 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
         reaper=reaper,
         watch=ProcessWatch(on_exit),
         boot_id=boot_id(),
+        cluster=cluster,
     )
     for record in networks.networks(reader):
-        core.networks.put(core.networks.load(record))
+        core.networks.put(with_cluster(reader, core.networks.load(record)))
     _declare_networks(core)
     return core
+
+
+def _open_cluster(settings: Settings, database: Database) -> Cluster:
+    if settings.cluster is None:
+        return Alone(socket.gethostname())
+    return EtcdCluster(settings.cluster, open_etcd(settings.cluster), database, _instance(database))
+
+
+def _instance(database: Database) -> str:
+    """What tells this host, as long as it keeps its state, from another that calls itself the same."""
+    known = networks.meta(database.reader(), _INSTANCE)
+    if known is None:
+        known = uuid.uuid4().hex
+        database.write(lambda db: networks.put_meta(db, _INSTANCE, known))
+    return known
 
 
 def _declare_networks(core: Core) -> None:
@@ -111,10 +135,26 @@ def _first(core: Core) -> None:
     find_external_ip(core)
     log.info("filter", extra={"backend": chosen.name})
     _read_packet_log(core)
+    _join_alone(core)
     recover(core)
+    tell_subnets(core)
     replace_new_defaults(core, foreign=False)
     core.ports.release_unclaimed()
     _leave_old_filter(core, chosen.name)
+
+
+def _join_alone(core: Core) -> None:
+    """Without a cluster that has to be asked, a network of the settings gets this host's part of it at once."""
+    if not isinstance(core.cluster, Alone):
+        return
+    for live in core.networks.all():
+        if is_clustered(live) and live.network.lease is None:
+            try:
+                lease = core.cluster.join(core, live)
+                if lease is not None:
+                    change_own_lease(core, live.record.name, lease)
+            except ConetError as err:
+                log.error("network failed", extra={"network": live.record.name, "error": err.message})
 
 
 def find_external_ip(core: Core) -> None:

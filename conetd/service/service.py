@@ -13,17 +13,20 @@ from conetd.errors import ConetError, DriverError
 from conetd.garden.wire import NetIn, NetOutRule
 from conetd.kernel.process import ProcessId, alive
 from conetd.model import JSON, check_handle
+from conetd.reconcile.cluster import Turns
 from conetd.reconcile.configure import configure, forget
 from conetd.reconcile.core import Core, is_planned
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
 from conetd.reconcile.garden import Edit, Prepared, net_in, net_out, prepare, with_net_in, with_net_out
 from conetd.reconcile.lanes import Turnstile
+from conetd.reconcile.members import tell_subnets
 from conetd.reconcile.networks import create_network, delete_network, parse_network
 from conetd.reconcile.policies import check_documents, replace_default, replace_new_defaults, replace_policies
 from conetd.reconcile.repair import start_foreign
+from conetd.reconcile.tend import Tender, give_identities
 from conetd.reconcile.up import UpJob, bring_up, bring_up_mixed, is_mixed
 from conetd.reconcile.wishes import Garden
-from conetd.service import documents, garden, views
+from conetd.service import documents, garden, spanning, views
 from conetd.service.assembly import assemble, begin, end, uplink_mtu
 from conetd.service.futures import mapped, then
 from conetd.service.patrol import Patrol
@@ -51,6 +54,10 @@ class Service:
         self._off_lane = ThreadPoolExecutor(_OFF_LANE_THREADS, thread_name_prefix="off-lane")
         self._checks = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="check")
         self._patrol = Patrol(self._core, self._submit_repair, self._submit_network)
+        turns = Turns(self._in_turn, self._in_network_turn)
+        self._tender = Tender(self._core, turns)
+        self._core.wake_tender = self._tender.wake
+        self._cluster_turns = turns
         self._ready: Future[None] | None = None
         self._ending = threading.Lock()  # a stop may come before the recovery is through
         self._ended = False
@@ -79,12 +86,17 @@ class Service:
             self._turns.enter(("networks", type_), partial(self._off_lane.submit, start_foreign, core, name))
         self._off_lane.submit(replace_new_defaults, core, foreign=True)
         self._patrol.start()
+        if any(spanning.type_spans(core, type_) for type_ in core.drivers):
+            core.cluster.start(core, self._cluster_turns)
+            self._tender.start()
 
     def stop(self) -> None:
         """Finish what was asked for and refuse what comes now. All container networking stays in place."""
         with self._ending:
             self._ended = True
         self._patrol.stop()
+        self._tender.stop()
+        self._core.cluster.stop()
         self._checks.shutdown(wait=True)
         self._off_lane.shutdown(wait=True)
         end(self._core)
@@ -142,13 +154,22 @@ class Service:
     def create_network(self, document: Any) -> Future[tuple[bool, JSON]]:
         """Define a network; True when it is new. See `reconcile.networks.create_network`."""
         wanted = documents.network(document)
+        type_ = wanted["type"]
 
         def work() -> tuple[bool, JSON]:
             live = parse_network(self._core, wanted, uplink_mtu())
             created, live = create_network(self._core, live)
+            self._core.on_lane(tell_subnets, self._core)
             return created, views.network(live.record)
 
-        return self._network_turn(wanted["type"], work)
+        if not spanning.type_spans(self._core, type_):
+            return self._network_turn(type_, work)
+
+        def create() -> tuple[bool, JSON]:
+            created, live = spanning.create(self._core, wanted, uplink_mtu())
+            return created, views.network(live.record)
+
+        return self._turns.enter(("networks", type_), lambda: self._off_lane.submit(create))
 
     def replace_default_policy(self, name: str, document: Any) -> Future[JSON]:
         """Replace a network's default policy; answers when the kernel holds it everywhere."""
@@ -157,12 +178,17 @@ class Service:
         def work() -> JSON:
             return views.network(replace_default(self._core, self._core.networks.get(name), document).record)
 
-        return self._network_turn(type_, work)
+        return then(self._network_turn(type_, work), partial(spanning.default_confirmed, self._core, name))
 
     def delete_network(self, name: str) -> Future[None]:
         """Remove a network. Raises Conflict naming who holds it."""
         type_ = self._core.networks.get(name).record.type
-        return self._network_turn(type_, lambda: delete_network(self._core, name))
+
+        def work() -> None:
+            delete_network(self._core, name)
+            self._core.on_lane(tell_subnets, self._core)
+
+        return self._network_turn(type_, work)
 
     def configure(self, handle: str, document: Any) -> Future[tuple[bool, JSON]]:
         """Store a container's config; of one that is up, attach and detach live. True when it is the first."""
@@ -172,16 +198,29 @@ class Service:
 
         def work() -> tuple[bool, JSON]:
             created = configure(self._core, handle, wanted)
+            self._core.on_lane(give_identities, self._core, handle)
+            self._core.wake_tender()
             told = views.config(views.known(self._core, handle))
             assert told is not None
             return created, {"handle": handle, **told}
 
-        return self._turn(handle, lambda: self._place(self._touches_foreign(handle, names), work))
+        def start() -> Future[tuple[bool, JSON]]:
+            return self._place(self._touches_foreign(handle, names), work)
+
+        shared = spanning.spanning(self._core, names)
+        if not shared:
+            return self._turn(handle, start)
+        ask = partial(spanning.ask_for_config, self._core, handle, wanted.labels, shared)
+        return self._turn(handle, lambda: then(self._off_lane.submit(ask), lambda _: start()))
 
     def forget(self, handle: str) -> Future[None]:
         """Forget a container's config and policy. Raises Conflict while it is up."""
         check_handle(handle)
         return self._turn(handle, lambda: self._core.lane.call(forget, self._core, handle))
+
+    def forget_host(self, host: str) -> Future[None]:
+        """Give back what a host that will not return has on networks. Raises NotFound, Conflict while it lives."""
+        return self._off_lane.submit(self._core.cluster.forget_host, host)
 
     def replace_policy(self, handle: str, document: Any) -> Future[JSON]:
         """Replace all of a container's policies; answers when the kernel holds them."""
@@ -202,7 +241,7 @@ class Service:
             foreign = self._touches_foreign(handle, list(wanted))
             return then(checked, lambda normalised: self._place(foreign, partial(work, normalised)))
 
-        return self._turn(handle, start)
+        return then(self._turn(handle, start), partial(spanning.policies_confirmed, self._core, handle, list(wanted)))
 
     def up(self, handle: str, body: Any) -> Future[JSON]:
         """Bring a container up; `body` is what the engine says of it."""
@@ -218,6 +257,12 @@ class Service:
 
     def _begin_up(self, handle: str, asked: documents.UpRequest) -> Future[JSON]:
         job = UpJob(handle, asked.pid, asked.properties, Garden(asked.net_in, asked.net_out))
+        unknown = spanning.needs_others(self._core, job)
+        if unknown is not None:
+            return then(self._off_lane.submit(unknown), lambda _: self._bring(job, asked))
+        return self._bring(job, asked)
+
+    def _bring(self, job: UpJob, asked: documents.UpRequest) -> Future[JSON]:
         if is_mixed(self._core, job):
             answered = self._off_lane.submit(bring_up_mixed, self._core, job)
         else:
@@ -291,6 +336,13 @@ class Service:
         records = containers.attachments_of(self._core.database.reader(), handle)
         names = {record.network for record in records} | set(networks)
         return any(name in self._core.networks and not is_planned(self._core.networks.get(name)) for name in names)
+
+    def _in_turn(self, handle: str, work: Callable[[Core], None]) -> Future[None]:
+        return self._turn(handle, lambda: self._place(self._touches_foreign(handle, ()), lambda: work(self._core)))
+
+    def _in_network_turn(self, name: str, work: Callable[[Core], None]) -> Future[None]:
+        type_ = self._core.networks.get(name).record.type
+        return self._network_turn(type_, lambda: work(self._core))
 
     def _submit_repair(self, handle: str, repair: Callable[[Core, str], None]) -> Future[None]:
         return self._turn(

@@ -34,8 +34,10 @@ def status(core: Core, ready: Future[None] | None) -> tuple[bool, JSON]:
         for one in networks.networks(db)
         if one.error is not None or one.rev != one.applied_rev
     ]
+    cluster = core.cluster.describe(core)
     failed = ready.exception() if ready is not None and ready.done() else None
     healthy = recovered and not problems and not broken and core.filter_problem is None
+    healthy = healthy and "problem" not in (cluster or {})
     told: JSON = {
         "status": "ok" if healthy else "degraded" if recovered else "failed" if failed else "starting",
         "version": __version__,
@@ -49,6 +51,8 @@ def status(core: Core, ready: Future[None] | None) -> tuple[bool, JSON]:
             path: {"old": old, "new": new} for path, (old, new) in sorted(networks.sysctls(db).items())
         },
     }
+    if cluster is not None:
+        told["cluster"] = cluster
     if failed is not None:
         told["problem"] = str(failed)
     return healthy, told

@@ -15,7 +15,7 @@ from conetd.store.records import AttachmentRecord, ContainerRecord, HostPortReco
 _CONTAINER = "handle, attach_to, labels, properties, pid, start_time, netns, boot_id"
 _ATTACHMENT = (
     "network, handle, position, ifname, requested, lease, gateways, default_route, answer, leaving, rev,"
-    " applied_rev, error"
+    " applied_rev, error, identity"
 )
 
 
@@ -101,7 +101,7 @@ def configured_on(db: sqlite3.Connection, network: str) -> list[str]:
 
 def _attachment(row: tuple[Any, ...]) -> AttachmentRecord:
     network, handle, position, ifname, requested, lease, gateways, default_route, answer, *rest = row
-    leaving, rev, applied, error = rest
+    leaving, rev, applied, error, identity = rest
     stored = json.loads(lease)
     asked = json.loads(requested)
     return AttachmentRecord(
@@ -121,6 +121,7 @@ def _attachment(row: tuple[Any, ...]) -> AttachmentRecord:
         rev=rev,
         applied_rev=applied,
         error=error,
+        identity=identity,
     )
 
 
@@ -151,11 +152,12 @@ def put_attachment(db: sqlite3.Connection, record: AttachmentRecord) -> None:
         "mac": asked.mac,
     }
     db.execute(
-        f"INSERT INTO attachments ({_ATTACHMENT}, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO attachments ({_ATTACHMENT}, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (handle, network) DO UPDATE SET position = excluded.position, ifname = excluded.ifname,"
         " requested = excluded.requested, lease = excluded.lease, gateways = excluded.gateways,"
         " default_route = excluded.default_route, answer = excluded.answer, leaving = excluded.leaving,"
-        " rev = excluded.rev, applied_rev = excluded.applied_rev, error = excluded.error",
+        " rev = excluded.rev, applied_rev = excluded.applied_rev, error = excluded.error,"
+        " identity = excluded.identity",
         (
             record.network,
             record.handle,
@@ -170,6 +172,7 @@ def put_attachment(db: sqlite3.Connection, record: AttachmentRecord) -> None:
             record.rev,
             record.applied_rev,
             record.error,
+            record.identity,
             record.key,
         ),
     )

@@ -91,6 +91,7 @@ class AttachmentRecord:
     rev: int = 0
     applied_rev: int = 0
     error: str | None = None
+    identity: int = 0
 
     @property
     def key(self) -> str:

@@ -101,6 +101,8 @@ def _plan_host(network: Network[VxlanConfig], host: str, part: Part) -> Plan:
     own = part_of(network)
     if part.underlay.version != own.underlay.version:
         return Plan()  # the VTEP sends from one address only, so neither can reach the other
+    if part.subnet == own.subnet:
+        return Plan()  # another host has been given what this one has: its containers are not reached from here
     config = network.config
     return _member(vtep_name(network), config.vni, config.port, own, f"{network.key}/{host}", part)
 

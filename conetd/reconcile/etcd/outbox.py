@@ -1,0 +1,153 @@
+"""How what this host decided reaches etcd: from the store's outbox, in order, until etcd has it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from conetd.cluster.errors import EtcdDown, EtcdRefused
+from conetd.cluster.etcd import Etcd
+from conetd.cluster.keys import Keys, Kind
+from conetd.cluster.messages import Compare, Operation, delete, put, value_is
+from conetd.errors import ConetError
+from conetd.model import JSON
+from conetd.reconcile.etcd.decisions import Decisions
+from conetd.store import Database, cluster, encode
+
+log = logging.getLogger(__name__)
+_EVERY_S = 0.2
+_RETRY_S = 0.5
+_AT_ONCE = 50  # keys; etcd takes 128 operations in a transaction
+_PATIENCE_S = 2.0  # for how long an answer waits for etcd
+
+
+@dataclass(slots=True)
+class _Waiter:
+    keys: set[str]
+    deadline: float
+    future: Future[JSON | None]
+    generation: int = 0
+
+
+class Outbox:
+    """A thread that tells etcd what the store says it has yet to be told."""
+
+    def __init__(
+        self, database: Database, etcd: Etcd, keys: Keys, host: str, decisions: Decisions, connected: Callable[[], bool]
+    ) -> None:
+        self._database = database
+        self._etcd = etcd
+        self._keys = keys
+        self._holder = encode({"host": host})
+        self._decisions = decisions
+        self._connected = connected
+        self.working = threading.RLock()
+        """Held while etcd is told, and by those who decide what the outbox has older wishes about."""
+        self.problem: str | None = None
+        """What etcd refused to be told last."""
+        self.generation = 0
+        """The revision at which etcd was told last."""
+        self._lock = threading.Lock()  # guards _waiters
+        self._waiters: list[_Waiter] = []
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what is left stays in the store."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wait_for(self, keys: Collection[str]) -> Future[JSON | None]:
+        """Whether etcd has been told these keys, known within seconds: `confirmed`, and the `generation` it gave."""
+        waiter = _Waiter(set(keys), time.monotonic() + _PATIENCE_S, Future())
+        with self._lock:
+            self._waiters.append(waiter)
+        if not self._connected():
+            waiter.deadline = 0
+        self._wake.set()
+        return waiter.future
+
+    def flush(self) -> None:
+        """Tell etcd everything there is to tell. Raises EtcdDown."""
+        with self.working:
+            while self._publish():
+                pass
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(_EVERY_S)
+            self._wake.clear()
+            try:
+                if self._connected():
+                    self.flush()
+            except EtcdDown:
+                self._stop.wait(_RETRY_S)
+            except ConetError as err:
+                log.error("the cluster could not be told, it will be tried again", extra={"error": err.message})
+                self._stop.wait(_RETRY_S)
+            except Exception:  # one that breaks must not end the rest
+                log.exception("the cluster could not be told, it will be tried again")
+                self._stop.wait(_RETRY_S)
+            self._answer()
+
+    def _publish(self) -> bool:
+        told = cluster.outbox(self._database.reader(), _AT_ONCE)
+        if not told:
+            return False
+        together = {key: value for key, value in told.items() if not self._is_claim(key)}
+        for key in told.keys() - together.keys():
+            # Another host may hold by now what this one held: only what is still ours is given back.
+            self._commit({key: told[key]}, [value_is(key, self._holder)])
+        if together:
+            self._commit(together, [])
+        self._database.write(lambda db: cluster.posted(db, told), durable=False)
+        for key, value in told.items():
+            parsed = self._keys.parse(key)
+            if value is None and parsed is not None and parsed.kind is Kind.LEASE:
+                self._decisions.sweep(parsed.network)
+        self._answer()
+        return True
+
+    def _commit(self, told: dict[str, str | None], compare: list[Compare]) -> None:
+        operations: list[Operation] = [delete(key) if value is None else put(key, value) for key, value in told.items()]
+        try:
+            done = self._etcd.commit(compare, operations)
+        except EtcdRefused as err:
+            if len(told) > 1:
+                for key, value in told.items():
+                    self._commit({key: value}, compare)
+                return
+            self.problem = f"etcd refuses {next(iter(told))}: {err.message}"
+            log.error("the cluster refuses what it is told", extra={"key": next(iter(told)), "error": err.message})
+            return
+        self.problem = None
+        self.generation = max(self.generation, done.revision)
+
+    def _is_claim(self, key: str) -> bool:
+        parsed = self._keys.parse(key)
+        return parsed is not None and parsed.kind is Kind.CLAIM
+
+    def _answer(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            waiting, self._waiters = self._waiters, []
+        for one in waiting:
+            db = self._database.reader()
+            if not any(cluster.in_outbox(db, key) for key in one.keys):
+                one.future.set_result({"confirmed": self.problem is None, "generation": self.generation})
+            elif now >= one.deadline:
+                one.future.set_result({"confirmed": False, "generation": self.generation})
+            else:
+                with self._lock:
+                    self._waiters.append(one)

@@ -1,0 +1,108 @@
+"""What other hosts of a network, and this host's own lease, come to: stored, planned, made. In the kernel lane."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from conetd.errors import ConetError
+from conetd.kernel.work import Work
+from conetd.model import JSON, Lease, Network
+from conetd.plan import Plan
+from conetd.reconcile.core import Core, member_plan, network_alias, subnets_by_network
+from conetd.reconcile.identities import renew_addresses, replan
+from conetd.reconcile.networks import ensure_network
+from conetd.reconcile.state import is_clustered
+from conetd.store import cluster, networks
+
+log = logging.getLogger(__name__)
+
+
+def change_members(core: Core, name: str, put: Mapping[str, JSON], drop: Iterable[str]) -> None:
+    """Bring other hosts into a network and take some out. What is so already costs nothing.
+
+    What the kernel refuses is noted with the network, and tried again by the patrol.
+    """
+    if name not in core.networks:
+        return
+    live = core.networks.get(name)
+    before = live.network.members
+    come = {host: data for host, data in put.items() if before.get(host) != data and host != core.cluster.host}
+    gone = [host for host in drop if host in before and host not in come]
+    if not (come or gone):
+        return
+
+    def write(db: sqlite3.Connection) -> None:
+        for host in gone:
+            cluster.delete_member(db, name, host)
+        for host, data in come.items():
+            cluster.put_member(db, name, host, data)
+
+    core.database.write(write)
+    members = {host: data for host, data in before.items() if host not in gone} | come
+    core.networks.renew(name, lambda network: replace(network, members=members))
+    _renew_addresses(core, name, [*gone, *(host for host in come if host not in before)])
+    for host in gone:
+        log.info("host left", extra={"network": name, "host": host})
+    for host in come:
+        log.info("host joined" if host not in before else "host changed", extra={"network": name, "host": host})
+    try:
+        wanted = {host: member_plan(live, host, data) for host, data in come.items()}
+        stale = [member_plan(live, host, before[host]) for host in gone]
+        stale += [member_plan(live, host, before[host]).without(wanted[host]) for host in come if host in before]
+        if stale:
+            # What a host had may be another's now, whose plan stands already or comes at once.
+            core.kernel.remove(Plan.of(stale).without(_standing(core, name, stale)), None)
+        works = [Work(plan, network_alias(name), None) for plan in wanted.values()]
+        for error in core.kernel.ensure_many(works):
+            if error is not None:
+                raise error
+    except ConetError as err:
+        log.error("hosts of a network failed", extra={"network": name, "error": err.message})
+        core.problems["", name] = message = err.message
+        core.database.write(lambda db: networks.network_applied(db, name, live.record.rev, message), durable=False)
+
+
+def _renew_addresses(core: Core, name: str, hosts: Iterable[str]) -> None:
+    """Have policies send to the containers on these hosts if these live, and no longer if they are gone."""
+    db = core.database.reader()
+    numbers = {number for host in hosts for number in cluster.addresses_at(db, name, host)}
+    if numbers:
+        renew_addresses(core, name, numbers)
+
+
+def _standing(core: Core, name: str, stale: list[Plan]) -> Plan:
+    """What the hosts that are left have of the places which others leave."""
+    places = {route.destination for plan in stale for route in plan.routes}
+    live = core.networks.get(name)
+    plans = [member_plan(live, host, data) for host, data in live.network.members.items()]
+    return Plan.of([plan for plan in plans if any(route.destination in places for route in plan.routes)])
+
+
+def change_own_lease(core: Core, name: str, lease: Lease) -> None:
+    """Make this what the host has on a network that stands: its address may have changed, its claims have not."""
+    if name not in core.networks or core.networks.get(name).network.lease == lease:
+        return
+    log.warning("this host's place in a network changed", extra={"network": name, "lease": str(lease.data)})
+    core.database.write(lambda db: cluster.put_own_lease(db, name, core.cluster.host, lease))
+    core.networks.renew(name, lambda network: replace(network, lease=lease))
+    try:
+        ensure_network(core, core.networks.get(name))
+    except ConetError as err:
+        log.error("network failed", extra={"network": name, "error": err.message})
+
+
+def tell_subnets(core: Core) -> None:
+    """Have drivers see the subnets of the networks there are now, and plan the policies anew that may name them."""
+    subnets = subnets_by_network(core)
+    for live in core.networks.all():
+        if is_clustered(live) and live.network.subnets != subnets:
+            core.networks.renew(live.record.name, lambda network: _with_subnets(network, subnets))
+            replan(core, live.record.name, lambda selectors: True, closing=True)
+
+
+def _with_subnets(network: Network[Any], subnets: Mapping[str, Any]) -> Network[Any]:
+    return replace(network, subnets=subnets)
