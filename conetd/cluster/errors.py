@@ -22,6 +22,9 @@ class EtcdDown(Unavailable):
 class EtcdRefused(ConetError):
     """etcd answered and will not do it, whichever member is asked: wrong password, no permission, too large."""
 
+    status = 502
+    code = "cluster_refused"
+
 
 class LeaseGone(EtcdRefused):
     """The lease that a key was to hang on has expired or was revoked."""

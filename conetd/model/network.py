@@ -23,7 +23,8 @@ class Network(Generic[ConfigT]):
     `uplink_mtu` is the MTU in bytes of the host's interface with the default route when the network was made.
     `subnets` are those of every network on this host, by name. The rest is empty unless the driver has the capability
     `cluster`: `lease` is what `allocate_host` gave this host, `members` what it gave the other hosts that are known to
-    live (host to lease data), `identities` are the containers of all hosts, by label set.
+    live (host to lease data), `identities` are the containers of all hosts, by label set. Unless they are `agreed`,
+    every host numbers them by itself.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Network(Generic[ConfigT]):
     lease: Lease | None = None
     members: Mapping[str, JSON] = field(default_factory=dict)
     identities: Identities = NO_IDENTITIES
+    agreed: bool = True
 
     @property
     def key(self) -> str:

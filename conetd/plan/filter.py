@@ -14,13 +14,15 @@ class Tunnel:
     `interface` is the VTEP, `port` its UDP port, `prefixes` the length of a host's part of the network's subnets, by
     IP version. Nothing is decapsulated for that port and VNI but from the underlay address of a TunnelPeer; what comes
     out must have a peer's MAC and a source in its part, and be for an endpoint with an `ingress`. No container sends
-    UDP packets that would be decapsulated: any to `port` with this VNI are dropped.
+    UDP packets that would be decapsulated: any to `port` with this VNI are dropped. Only endpoints of the network send
+    marks into it; what comes out has none unless `marks`.
     """
 
     interface: str
     port: int
     vni: int
     prefixes: tuple[tuple[int, int], ...]
+    marks: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ class Cluster(Protocol):
 
     host: str
     """This host's name."""
+    agreed: bool
+    """Whether the numbers of identities are the same on all hosts."""
 
     def start(self, core: Core, turns: Turns) -> None:
         """Begin to work."""
@@ -73,6 +75,9 @@ class Cluster(Protocol):
     def post(self, db: sqlite3.Connection, told: Mapping[Key, str | None]) -> None:
         """Have other hosts be told, in a transaction of the store: value by key; None: there is none any more."""
 
+    def hurry(self) -> None:
+        """Have other hosts be told at once, rather than soon."""
+
     def leave(self, db: sqlite3.Connection, name: str) -> None:
         """Have other hosts be told, in a transaction of the store, that this one leaves a network."""
 
@@ -94,6 +99,8 @@ class Cluster(Protocol):
 
 class Alone:
     """No other hosts, or none that can be asked: whatever is free in the store is this host's."""
+
+    agreed = False
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -141,6 +148,9 @@ class Alone:
         """See Cluster."""
 
     def post(self, db: sqlite3.Connection, told: Mapping[Key, str | None]) -> None:
+        """See Cluster."""
+
+    def hurry(self) -> None:
         """See Cluster."""
 
     def leave(self, db: sqlite3.Connection, name: str) -> None:

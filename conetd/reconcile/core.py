@@ -200,15 +200,14 @@ def _logger(live: LiveNetwork, handle: str) -> logging.LoggerAdapter[logging.Log
     return logging.LoggerAdapter(logging.getLogger(f"conetd.driver.{live.loaded.type}"), extra)
 
 
+def subnets_of(plan: Plan) -> tuple[IPNetwork, ...]:
+    """The subnets of the network that the plan is of."""
+    return tuple(subnet for one in plan.filter if isinstance(one, NetworkFilter) for subnet in one.subnets)
+
+
 def subnets_by_network(core: Core) -> dict[str, tuple[IPNetwork, ...]]:
     """The subnets of each network of a planned type, by its name."""
-    return {
-        live.record.name: tuple(
-            subnet for one in network_plan(live).filter if isinstance(one, NetworkFilter) for subnet in one.subnets
-        )
-        for live in core.networks.all()
-        if is_planned(live)
-    }
+    return {live.record.name: subnets_of(network_plan(live)) for live in core.networks.all() if is_planned(live)}
 
 
 def our_subnets(core: Core) -> list[IPNetwork]:

@@ -20,7 +20,9 @@ from conetd.reconcile.core import (
     is_planned,
     network_alias,
     network_context,
+    network_plan,
     subnets_by_network,
+    subnets_of,
     whole_network_plan,
 )
 from conetd.reconcile.forwarding import adjust_forwarding
@@ -45,7 +47,7 @@ def parse_network(core: Core, document: JSON, uplink_mtu: int) -> LiveNetwork:
     def check() -> LiveNetwork:
         driver = loaded.driver
         parsed = load(driver.config_schema(), config, "config", what=f'network "{name}"')
-        network = Network(name, type_, parsed, uplink_mtu, subnets=subnets_by_network(core))
+        network = Network(name, type_, parsed, uplink_mtu, subnets=subnets_by_network(core), agreed=core.cluster.agreed)
         policy = load(driver.policy_schema(), default_policy, "default_policy", what=f'network "{name}"')
         check_policy(driver, network, policy, "default_policy", f'network "{name}"')
         record = NetworkRecord(
@@ -91,6 +93,7 @@ def create_network(core: Core, wanted: LiveNetwork) -> tuple[bool, LiveNetwork]:
             return False, there
         raise Conflict(f'there is another network "{name}" already: {difference(there.record, wanted.record)}')
     check_beside(core, wanted, but={name})
+    _refuse_overlap(core, wanted)
     record = replace(wanted.record, rev=core.revisions.next())
     live = LiveNetwork(record, wanted.loaded, wanted.network)
     core.networks.add(live)
@@ -117,6 +120,21 @@ def _put_new(db: sqlite3.Connection, *, record: NetworkRecord, lease: Lease | No
     networks.put_network(db, record)
     if lease is not None:
         cluster.put_own_lease(db, record.name, host, lease)
+
+
+def _refuse_overlap(core: Core, wanted: LiveNetwork) -> None:
+    """Raise Conflict when a network of another type has some of this one's addresses: drivers see their own type."""
+    if not is_planned(wanted):
+        return
+    mine = subnets_of(network_plan(wanted))
+    for other, theirs in subnets_by_network(core).items():
+        for one in mine:
+            for another in theirs:
+                if one.version == another.version and one.overlaps(another):
+                    raise Conflict(
+                        f'network "{wanted.record.name}": its subnet {one} overlaps {another} of network "{other}"',
+                        fields={"config": f'subnet {one} overlaps {another} of network "{other}"'},
+                    )
 
 
 def check_beside(core: Core, wanted: LiveNetwork, but: Collection[str] = ()) -> None:
@@ -284,7 +302,7 @@ def declare(core: Core, wanted: LiveNetwork) -> None:
             core.new_defaults[name] = wanted.record.default_policy
     core.database.write(lambda db: networks.put_network(db, record))
     live = LiveNetwork(record, wanted.loaded, replace(wanted.network, uplink_mtu=record.uplink_mtu))
-    core.networks.put(with_cluster(core.database.reader(), live))
+    core.networks.put(with_cluster(core.database.reader(), live, agreed=core.cluster.agreed))
 
 
 def _attached(core: Core, there: NetworkRecord, wanted: NetworkRecord) -> int:

@@ -186,14 +186,15 @@ def is_clustered(live: LiveNetwork) -> bool:
     return "cluster" in driver.capabilities and isinstance(driver, PlannedDriver)
 
 
-def with_cluster(db: sqlite3.Connection, live: LiveNetwork) -> LiveNetwork:
-    """The network with what the store knows of its hosts and identities."""
+def with_cluster(db: sqlite3.Connection, live: LiveNetwork, *, agreed: bool) -> LiveNetwork:
+    """The network with what the store knows of its hosts and identities; `agreed` as the network has it."""
     if not is_clustered(live):
         return live
     name = live.record.name
     lease, members = cluster.host_leases(db, name)
     identities = cluster.identities(db, name)
-    return replace(live, network=replace(live.network, lease=lease, members=members, identities=identities))
+    known = replace(live.network, lease=lease, members=members, identities=identities, agreed=agreed)
+    return replace(live, network=known)
 
 
 def shared_definition(live: LiveNetwork) -> JSON:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _EVERY_S = 2.0
 _GATHER_S = 0.02  # changes come in company
 _LEASES_EVERY = 5  # rounds
+_SPREAD_S = 0.2  # in which other hosts get to know a number, before packets come with it
 _UNUSED_FOR_S = 600.0  # so long an identity is kept: a container that comes again finds its number
 
 
@@ -97,6 +98,8 @@ class Tender:
         core, name = self._core, live.record.name
         known = {one.handle: one for one in containers.containers(core.database.reader()) if one.life is not None}
         identities = core.networks.get(name).network.identities
+        changing: list[str] = []
+        fresh = False
         for record in records:
             if record.handle not in known:
                 continue
@@ -106,7 +109,12 @@ class Tender:
                 continue
             if not number:
                 decide_identities(core, [(live, wanted)])
-            self._turns.container(record.handle, partial(_give, handle=record.handle)).result()
+                fresh = True
+            changing.append(record.handle)
+        if fresh:
+            self._stop.wait(_SPREAD_S)
+        for handle in changing:
+            self._turns.container(handle, partial(_give, handle=handle)).result()
 
     def _release(self, live: LiveNetwork) -> None:
         """Let go of what nothing here has needed for a while."""
@@ -201,6 +209,7 @@ def tell_asks(core: Core, live: LiveNetwork, records: list[AttachmentRecord]) ->
             core.cluster.post(db, {Key(Kind.ASK, name, host=host): value})
 
         core.database.write(write)
+        core.cluster.hurry()
         asks[host] = wanted
     core.named[name] = cluster.named_handles(asks)
 
@@ -224,6 +233,7 @@ def tell_addresses(core: Core, live: LiveNetwork) -> None:
         for number, some in changed.items()
     }
     core.database.write(lambda db: core.cluster.post(db, told))
+    core.cluster.hurry()
 
 
 def _addresses(

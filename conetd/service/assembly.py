@@ -84,7 +84,7 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
         cluster=cluster,
     )
     for record in networks.networks(reader):
-        core.networks.put(with_cluster(reader, core.networks.load(record)))
+        core.networks.put(with_cluster(reader, core.networks.load(record), agreed=cluster.agreed))
     _declare_networks(core)
     return core
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
 from conetd.kernel.filter import NFLOG_DENIED
 from conetd.model import AddressRange, MarkRange, PortRange, Rule, Verdict, log_prefix
+from conetd.plan import Endpoint, EndpointPolicy
+from tests.kernel.filter_lab import both
 from tests.kernel.traffic import REFUSED, SILENT, Flow, Log
-from tests.kernel.tunnel_lab import MARKS, NETWORK, SUBNETS, Container, TunnelLab, address, of
+from tests.kernel.tunnel_lab import MARKS, NETWORK, SUBNETS, TUNNEL, Container, TunnelLab, address, of
 
 Pair = tuple[Container, Container]
 
@@ -129,3 +133,69 @@ def test_an_identity_takes_the_low_bits_of_the_mark_and_leaves_the_others(tunnel
         assert int(counted[1]) > 0
     finally:
         host.run("nft", "delete", "table", "inet", "theirs")
+
+
+@pytest.fixture
+def of_another_network(tunnel: TunnelLab) -> Iterator[Container]:
+    """A container on host two that is of another network, and has there the identity that `c` has in the overlay."""
+    subnets = (ip_network("10.2.0.0/16"), ip_network("fd02::/112"))
+    own = both("10.2.4.3", "fd02::403")
+    other = replace(NETWORK, key="other", subnets=subnets, masquerade=subnets, tunnel=None)
+    host, inside = tunnel.two, tunnel.d.netns
+    addresses = tuple(own.values())
+    endpoint = Endpoint("other-d", "other", "other-d", "cvd", addresses, tunnel.d.mac, mark=MARKS["c"])
+    for version, one in own.items():
+        flag, via = f"-{version}", {4: "169.254.1.1", 6: "fe80::1"}[version]
+        nodad = ("nodad",) if version == 6 else ()
+        inside.run("ip", "addr", "add", f"{one}/{one.max_prefixlen}", "dev", "eth0", *nodad)
+        there = str(tunnel.a.addresses[version])
+        inside.run("ip", flag, "route", "add", there, "via", via, "dev", "eth0", "onlink", "src", str(one))
+        host.netns.run("ip", flag, "route", "add", str(one), "dev", "cvd")
+        host.netns.run(
+            "ip", flag, "neigh", "replace", str(one), "lladdr", tunnel.d.mac, "dev", "cvd", "nud", "permanent"
+        )
+    host.backend.apply(put=(), drop=[("Endpoint", "d"), ("EndpointPolicy", "d")])
+    host.backend.apply(put=[other, endpoint, EndpointPolicy("other-d")])
+    yield Container("other-d", inside, own, tunnel.d.mac)
+    for version, one in own.items():
+        inside.run("ip", f"-{version}", "route", "del", str(tunnel.a.addresses[version]))
+        inside.run("ip", "addr", "del", f"{one}/{one.max_prefixlen}", "dev", "eth0")
+        host.netns.run("ip", f"-{version}", "route", "del", str(one))
+
+
+def test_an_identity_of_another_network_is_none_of_this_one(
+    tunnel: TunnelLab, flow: Flow, of_another_network: Container
+) -> None:
+    tunnel.serve(tunnel.a.netns, flow)
+    there = tunnel.a.addresses[flow.family]
+    tunnel.policy(tunnel.a, ingress=[of("c")])
+    assert tunnel.miss(of_another_network.netns, flow, there) == SILENT
+    tunnel.policy(tunnel.a)
+    assert tunnel.reach(of_another_network.netns, flow, there) == str(address(4)[flow.family])
+
+
+def test_the_hosts_own_marks_are_no_identities(tunnel: TunnelLab, flow: Flow) -> None:
+    tunnel.serve(tunnel.a.netns, flow)
+    there = tunnel.a.addresses[flow.family]
+    tunnel.policy(tunnel.a, ingress=[of("c")])
+    marking = f"meta mark set {MARKS['c']}"
+    tunnel.two.netns.run("nft", "add table inet foreign")
+    try:
+        tunnel.two.netns.run("nft", "add chain inet foreign out { type route hook output priority mangle; }")
+        tunnel.two.netns.run("nft", f"add rule inet foreign out {marking}")
+        assert tunnel.miss(tunnel.two.netns, flow, there) == SILENT
+        tunnel.policy(tunnel.a)
+        assert tunnel.reach(tunnel.two.netns, flow, there) == str(address(4)[flow.family])
+    finally:
+        tunnel.two.netns.run("nft", "delete table inet foreign")
+
+
+def test_where_hosts_have_not_agreed_on_identities_none_comes_out_of_the_tunnel(tunnel: TunnelLab, flow: Flow) -> None:
+    tunnel.serve(tunnel.a.netns, flow)
+    there = tunnel.a.addresses[flow.family]
+    tunnel.one.backend.apply(put=[replace(NETWORK, tunnel=replace(TUNNEL, marks=False))])
+    tunnel.policy(tunnel.a, ingress=[of("b", "c")])
+    assert tunnel.miss(tunnel.c.netns, flow, there) == SILENT
+    assert tunnel.reach(tunnel.b.netns, flow, there) == str(tunnel.b.addresses[flow.family])
+    tunnel.policy(tunnel.a)
+    assert tunnel.reach(tunnel.c.netns, flow, there) == str(tunnel.c.addresses[flow.family])

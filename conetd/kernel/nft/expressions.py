@@ -22,7 +22,7 @@ NFPROTO_OF = {4: 2, 6: 10}
 # linux/netfilter/nf_conntrack_common.h; the state bits are nft's: 1 << (ctinfo % 3 + 1)
 CT_ESTABLISHED_RELATED = 0x2 | 0x4
 CT_INVALID = 0x1
-IPS_CONFIRMED, IPS_DST_NAT = 0x8, 0x20
+IPS_CONFIRMED, IPS_SRC_NAT, IPS_DST_NAT = 0x8, 0x10, 0x20
 _RTN_LOCAL = 2
 _HTON = 1  # NFT_BYTEORDER_HTON
 _RANDOM_FULLY = 0x10

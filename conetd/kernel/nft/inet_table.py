@@ -35,7 +35,7 @@ from conetd.kernel.nft.matches import (
 )
 
 # linux/netfilter_ipv4.h
-_RAW, _DSTNAT, _AFTER_DSTNAT, _FILTER, _SRCNAT = -300, -100, -99, 0, 100
+_RAW, _DSTNAT, _AFTER_DSTNAT, _FILTER, _SRCNAT, _AFTER_SRCNAT = -300, -100, -99, 0, 100, 101
 _INGRESS = _FILTER + 1  # a hook of its own: what a container may send, another must also be willing to take
 _BOTH = (4, 6)
 _SOLICITATION, _ADVERTISEMENT = 135, 136
@@ -122,7 +122,16 @@ def _nat() -> tuple[Chain | BaseChain, ...]:
         BaseChain("nat", OUTPUT, _DSTNAT, Chain("nat_output", redirect)),
         BaseChain("filter", PREROUTING, _AFTER_DSTNAT, Chain("mapped", mapped)),
         BaseChain("nat", POSTROUTING, _SRCNAT, Chain("nat_postrouting", _masquerade())),
+        # Marks mean something only beside the addresses that were marked: on the other host the sender would pass for
+        # a container of the tunnel's network.
+        BaseChain("filter", POSTROUTING, _AFTER_SRCNAT, Chain("translated", _unmarked(status(e.IPS_SRC_NAT, on=True)))),
+        BaseChain("filter", OUTPUT, _FILTER, Chain("output", _unmarked(b""))),
     )
+
+
+def _unmarked(which: bytes) -> tuple[KernelRule, ...]:
+    words = "into a tunnel, from no container of its network"
+    return rules((words, tunnel_table.into_tunnel() + which + tunnel_table.mark_with(0)))
 
 
 def _masquerade() -> tuple[KernelRule, ...]:

@@ -50,7 +50,7 @@ def _elements(network: NetworkFilter, tunnel: Tunnel, chain: Chain) -> Iterator[
 def _chain(network: NetworkFilter, tunnel: Tunnel) -> Chain:
     subject = f"tunnel of {network.name or network.key}"
     rules = [
-        KernelRule(f"{subject}: from another host, IPv{family}", (member_rule(family, prefix),))
+        KernelRule(f"{subject}: from another host, IPv{family}", (member_rule(family, prefix, marks=tunnel.marks),))
         for family, prefix in sorted(tunnel.prefixes)
     ]
     return Chain.addressed(f"t-{network.key}", (*rules, KernelRule(f"{subject}: of nobody", (drop(),))))

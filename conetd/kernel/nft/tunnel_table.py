@@ -32,9 +32,14 @@ def encapsulated() -> bytes:
     return udp() + _port_and_vni() + e.lookup("vnis")
 
 
+def into_tunnel() -> bytes:
+    """Go on only with what goes into a tunnel."""
+    return interface("vteps", e.OIFNAME)
+
+
 def from_strangers() -> bytes:
     """Go on only with what goes into a tunnel and comes from no container of this host."""
-    return interface("vteps", e.OIFNAME) + interface("ours", negate=True)
+    return into_tunnel() + interface("ours", negate=True)
 
 
 def entry() -> tuple[tuple[str, bytes], ...]:
@@ -63,13 +68,16 @@ def chains() -> tuple[Chain, ...]:
     return Chain("overlay", overlay), Chain("outer", outer)
 
 
-def member_rule(family: int, prefix: int) -> bytes:
-    """Accept what comes out of a tunnel with the MAC of another host and a source in that host's part."""
+def member_rule(family: int, prefix: int, *, marks: bool) -> bytes:
+    """Accept what comes out of a tunnel with the MAC of another host and a source in that host's part, its mark with
+    it or not.
+    """
     length = words(family) * 4
     bits = length * 8
     mask = ((1 << bits) - (1 << bits - prefix)).to_bytes(length)
     sender = e.meta(e.IIFNAME) + e.payload(e.LINK, 6, 6, 4) + e.source(family, 6) + e.masked(mask, 6)
-    return e.family_is(family) + sender + e.lookup(f"tunnel{family}") + e.verdict(wire.ACCEPT)
+    known = e.family_is(family) + sender + e.lookup(f"tunnel{family}")
+    return known + (b"" if marks else mark_with(0)) + e.verdict(wire.ACCEPT)
 
 
 def _port_and_vni() -> bytes:

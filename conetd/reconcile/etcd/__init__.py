@@ -38,6 +38,8 @@ _RETRY_S = 0.5
 class EtcdCluster:
     """See Cluster. `instance` tells this host from another that calls itself the same."""
 
+    agreed = True
+
     def __init__(self, settings: ClusterSettings, etcd: Etcd, database: Database, instance: str) -> None:
         self.host = settings.host
         self._settings = settings
@@ -154,6 +156,10 @@ class EtcdCluster:
         """See Cluster."""
         cluster.post(db, {self._keys.key(key): value for key, value in told.items()})
 
+    def hurry(self) -> None:
+        """See Cluster."""
+        self._outbox.hurry()
+
     def leave(self, db: sqlite3.Connection, name: str) -> None:
         """See Cluster."""
         lease, _ = cluster.host_leases(db, name)
@@ -242,7 +248,8 @@ class EtcdCluster:
                 for revision, events in gathered(watch):
                     if any(event.key == self._keys.host(self.host) and event.value is None for event in events):
                         self._lose("the lease of this host ended: others took it for dead")
-                    self._copies.apply(events)
+                    with self._outbox.working:  # what lists meanwhile would not have it yet
+                        self._copies.apply(events)
                     self._revision = max(self._revision, revision)
             finally:
                 self._watch = None
@@ -279,9 +286,8 @@ class EtcdCluster:
         try:
             live = self._core.networks.get(name)
             with self._outbox.working:
-                if cluster.in_outbox(self._database.reader(), self._keys.lease(name, self.host)):
-                    self._outbox.flush()
-                self._decisions.define(live)
+                self._outbox.flush()
+                self._decisions.define(live, policy_too=False)  # which follows by itself
                 lease = self._decisions.lease(self._core, live)
         except EtcdDown:
             raise

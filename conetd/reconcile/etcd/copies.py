@@ -163,6 +163,8 @@ class Copies:
     def _apply_network(self, key: Key, value: str | None) -> None:
         if value is None or not self._is_mine(key.network):
             return
+        if cluster.in_outbox(self._core.database.reader(), self._keys.key(key)):
+            return  # this host has a later wish
         document = json.loads(value)["default_policy"]
         if self._core.networks.get(key.network).record.default_policy != document:
             _log_failure(

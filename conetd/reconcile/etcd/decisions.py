@@ -37,8 +37,8 @@ class Decisions:
         self._host = host
         self._holder = encode({"host": host})
 
-    def define(self, live: LiveNetwork) -> None:
-        """Agree with the other hosts on what the network is.
+    def define(self, live: LiveNetwork, *, policy_too: bool = True) -> None:
+        """Agree with the other hosts on what the network is, and with `policy_too` on its default policy.
 
         Raises Conflict naming the field that they have otherwise.
         """
@@ -52,7 +52,7 @@ class Decisions:
                 continue
             text = done.answers[0][0].value
             there = json.loads(text)
-            if there == wanted:
+            if there == wanted or (not policy_too and there == wanted | {"default_policy": there["default_policy"]}):
                 return
             # What no host is on is left over from hosts that could not say that they left.
             unused = [value_is(key, text), none_below(self._keys.below(Kind.LEASE, name))]

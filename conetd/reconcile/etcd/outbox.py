@@ -78,6 +78,10 @@ class Outbox:
         self._wake.set()
         return waiter.future
 
+    def hurry(self) -> None:
+        """Look now whether there is something to tell."""
+        self._wake.set()
+
     def flush(self) -> None:
         """Tell etcd everything there is to tell. Raises EtcdDown."""
         with self.working:

@@ -54,7 +54,8 @@ def _received(network: Network[VxlanConfig], entry: Entry) -> Iterator[Rule]:
         if marks:
             yield replace(entry.rule, marks=marks, sources=own)
     elif peer == network.name:
-        yield replace(entry.rule, marks=_ANY_IDENTITY, sources=own)
+        # without agreed numbers nothing tells a container of another host from what that host sends itself
+        yield replace(entry.rule, marks=_ANY_IDENTITY if network.agreed else (), sources=own)
     else:
         sources = _beyond(network, entry)
         if sources:
