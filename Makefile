@@ -1,8 +1,9 @@
-.PHONY: help setup test lint demo bench
+.PHONY: help setup test lint demo lab bench
 BIN := .venv/bin
 
 help:
 	@echo "make demo    two real containers, their policies and a published port, step by step (root)"
+	@echo "make lab     a cluster of HOSTS=3 on this machine, to try things and set faults (root)"
 	@echo "make test    the whole suite; without root the tests that need it are skipped"
 	@echo "make lint    formatting, lint, types, layers"
 	@echo "make bench   what things cost, beside the floor and the peers (root, minutes)"
@@ -24,6 +25,11 @@ lint: setup
 
 demo: setup
 	@$(BIN)/python demo/run
+
+HOSTS ?= 3
+
+lab: setup
+	@$(BIN)/python -m lab $(HOSTS)
 
 bench: setup
 	@$(BIN)/python -m bench

@@ -92,7 +92,9 @@ class Netns:
             with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
                 _sysctl_file(f"net/ipv6/conf/{which}/accept_dad").write_text("0")
         _loopback_up()
-        return subprocess.Popen(_die_with_parent(["sleep", "infinity"]), stdin=subprocess.DEVNULL)
+        idle = _die_with_parent(["sleep", "infinity"])
+        # in a session of its own: a Ctrl-C at the terminal is for what is in the foreground there
+        return subprocess.Popen(idle, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def run(self, *argv: str | os.PathLike[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """`subprocess.run` inside, with check, text and captured output unless told otherwise, for 60 s at most.
@@ -115,9 +117,12 @@ class Netns:
         return json.loads(printed) if printed.strip() else None
 
     def popen(self, argv: Sequence[str | os.PathLike[str]], **kwargs: Any) -> subprocess.Popen[Any]:
-        """`subprocess.Popen` inside. The process is killed at the end of the test, or with pytest."""
+        """`subprocess.Popen` inside, in a session of its own. The process is killed at the end of the test, or with
+        pytest.
+        """
         command = _die_with_parent(argv)
-        process: subprocess.Popen[Any] = self._home.submit(lambda: subprocess.Popen(command, **kwargs)).result()
+        options = {"start_new_session": True} | kwargs
+        process: subprocess.Popen[Any] = self._home.submit(lambda: subprocess.Popen(command, **options)).result()
         self._processes.append(process)
         return process
 

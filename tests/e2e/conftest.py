@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from garden import Garden
 from guardian import Guardian
-from lab import Lab, Machine, build
+from onehost import Lab, Machine, build
 from played import guardian_on
 from pytest_netns import Netns, NetnsFactory
 from traffic import FLOWS, Flow, Services

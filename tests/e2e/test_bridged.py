@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from frames import IPV4, Capture, ethernet, segment, send
-from lab import EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import FLOWS, PATIENCE_S, SILENCE_S, Flow, Talk, echoes
 from world import eventually
 

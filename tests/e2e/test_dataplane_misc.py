@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from lab import DENIED, DENY, DMZ, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, DENY, DMZ, OUTSIDE, SERVICE, UP, Lab, Machine
 from pytest_netns import Netns
 from traffic import FLOWS, REFUSED, SILENT, Flow, Talk
 from world import eventually

@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 import pytest
-from lab import DENIED, DENY, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, DENY, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import FLOWS, REFUSED, SILENCE_S, SILENT, Flow, echoes
 from world import eventually
 

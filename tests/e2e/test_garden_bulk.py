@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from garden import ALL, ICMP, ICMPV6, TCP, TCP4, UDP, UDP4, Garden, listing, ports, refusal, refusing_kernel, to
-from lab import OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import REFUSED
 from world import eventually
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from garden import ICMP, TCP, TCP4, UDP, UDP4, Garden, events, is_free, listing, ports, to, translations
-from lab import DENIED, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import CLOSED, REFUSED, SILENCE_S, SILENT, Talk, echoes
 from world import eventually
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from garden import ALL, ICMP, ICMPV6, TCP, TCP4, TCP6, UDP, UDP4, UDP6, Garden, events, ports, refusal, to
-from lab import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import PATIENCE_S, REFUSED, Flow, Talk, echoes
 from world import eventually
 

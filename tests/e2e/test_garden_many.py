@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from garden import TCP, TCP4, UDP, UDP4, Garden, events, listing, ports, refusal, to
-from lab import OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import REFUSED, Flow, Talk
 
 MANY = 3000

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from garden import TCP4, TCP6, UDP4, Garden, bind, is_free, listing, refusal, translations
-from lab import DENY, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
+from onehost import DENY, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
 from traffic import REFUSED
 from world import eventually
 

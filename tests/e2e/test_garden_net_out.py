@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from frames import IPV4, Capture, checksum, ethernet, segment, send
 from garden import ALL, ICMP, ICMPV6, TCP, TCP4, TCP6, UDP, UDP4, UDP6, Garden, ports, to
-from lab import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import PATIENCE_S, REFUSED, SILENCE_S, Flow, echoes
 
 GATEWAY_MAC = "0a:c0:0a:0a:00:01"

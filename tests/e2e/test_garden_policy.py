@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from garden import TCP, TCP4, UDP, UDP4, Garden, is_free, ports, refusal, to, translations
-from lab import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from traffic import REFUSED, SILENT, Flow, Talk, echoes
 
 DEFAULT: dict[str, Any] = {

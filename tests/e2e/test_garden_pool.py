@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from garden import TCP4, Garden, bind, is_free, listing, refusal, refusing_kernel, translations
-from lab import OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import OUTSIDE, SERVICE, UP, Lab, Machine
 from world import eventually
 
 START, SIZE = 61001, 5

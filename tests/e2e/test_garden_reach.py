@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from garden import TCP, TCP4, TCP6, UDP4, Garden, ports, to
-from lab import DMZ, EVERYTHING, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
+from onehost import DMZ, EVERYTHING, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
 from traffic import REFUSED
 
 PUBLISHED = 7000

@@ -29,7 +29,7 @@ from frames import (
     send,
     tagged,
 )
-from lab import OUTSIDE, UP, Lab, Machine
+from onehost import OUTSIDE, UP, Lab, Machine
 from traffic import PATIENCE_S
 
 GATEWAY = {4: "10.10.0.1", 6: "fd00:10::1"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from frames import IPV6, Capture
-from lab import OUTSIDE, UP, Lab, Machine
+from onehost import OUTSIDE, UP, Lab, Machine
 from traffic import FLOWS, REFUSED, SILENT, Flow, echoes
 from world import eventually
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from lab import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
+from onehost import DENIED, EVERYTHING, OUTSIDE, SERVICE, UP, Lab, Machine
 from stream import SINK, Stream
 from traffic import CLOSED, REFUSED, SILENCE_S, SILENT, Flow, Talk
 from world import eventually

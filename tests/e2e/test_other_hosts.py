@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import DENIED, DENY, DMZ, OUTSIDE, SERVICE, UP, Lab, build
+from onehost import DENIED, DENY, DMZ, OUTSIDE, SERVICE, UP, Lab, build
 from pytest_netns import Netns, NetnsFactory
 from stream import Stream
 from traffic import FLOWS, REFUSED, SILENT, Flow, Talk

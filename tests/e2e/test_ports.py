@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from frames import IPV4, Capture, ethernet, segment, send
-from lab import DMZ, EVERYTHING, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
+from onehost import DMZ, EVERYTHING, OUTSIDE, SERVICE, UP, UP_SECOND, Lab, Machine
 from traffic import FLOWS, PATIENCE_S, REFUSED, SILENT, Flow, Talk
 from world import eventually
 

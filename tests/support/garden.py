@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Machine
+from onehost import Lab, Machine
 from traffic import Flow
 from world import Answer, Daemon, eventually
 

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 
-from lab import Lab, Machine
+from onehost import Lab, Machine
 from traffic import SILENCE_S, Flow
 
 SINK = 9000  # takes datagrams and answers none

@@ -18,6 +18,8 @@ from typing import Any
 
 from pytest_netns import Netns
 
+from lab.talk import echoes as echoes
+
 PATIENCE_S = 5.0  # what should come is waited for this long
 SILENCE_S = 0.3  # what should not come is waited for this long; on veth pairs an answer takes microseconds
 REFUSED, SILENT, CLOSED = "refused", "silent", "closed"
@@ -232,21 +234,3 @@ def ask(where: Netns, flow: Flow, to: str, port: int, *, patience: float = PATIE
     """What a fresh client's message is answered with; see `Talk`."""
     with Talk(where, flow, to, port, patience=patience) as talk:
         return talk.first
-
-
-def echoes(where: Netns, family: int, to: str) -> bool:
-    """Whether an ICMP echo request is answered by an echo reply."""
-    version, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if family == 4 else (socket.AF_INET6, 58)
-    request, reply = (8, 0) if family == 4 else (128, 129)
-    body = struct.pack(">BBHHH", request, 0, 0, 7, 1)
-    if family == 4:  # the kernel sums ICMPv6 itself
-        body = struct.pack(">BBHHH", request, 0, ~sum(struct.unpack(">4H", body)) & 0xFFFF, 7, 1)
-    with where.call(socket.socket, version, socket.SOCK_RAW, protocol) as sock:
-        sock.settimeout(SILENCE_S)
-        sock.sendto(body, (to, 0))
-        with contextlib.suppress(OSError):
-            while True:
-                received, peer = sock.recvfrom(2048)
-                if peer[0] == to and received[20 if family == 4 else 0] == reply:
-                    return True
-    return False
