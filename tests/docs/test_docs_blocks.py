@@ -7,16 +7,20 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conetd_bridge import BridgeDriver
+from conetd_vxlan import VxlanDriver
 from docpages import ROOT, SHELL, Block, Page, pages
 
 from conetd import documents, settings
 from conetd.check import check
+from conetd.driver import Driver
 from conetd.service.documents import network
 
 BLOCKS = [block for page in pages() for block in page.blocks]
+DRIVERS: dict[str, type[Driver[Any, Any]]] = {"": BridgeDriver, "vxlan": VxlanDriver}
 CONTENT = {"python", "toml", "json", "text", *SHELL}
 
 
@@ -46,9 +50,9 @@ def test_settings_are_right(block: Block) -> None:
 def test_a_document_is_right(block: Block) -> None:
     document = json.loads(block.text)
     if "network" in block.options:
-        documents.load(BridgeDriver.config_schema(), network(document)["config"])
+        documents.load(DRIVERS[block.options["network"]].config_schema(), network(document)["config"])
     if "policy" in block.options:
-        documents.load(BridgeDriver.policy_schema(), document)
+        documents.load(DRIVERS[block.options["policy"]].policy_schema(), document)
 
 
 def test_a_block_is_in_a_language_that_is_checked() -> None:

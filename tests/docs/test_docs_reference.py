@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 from conetd_bridge import BridgeDriver
+from conetd_vxlan import VxlanDriver
 from docpages import ROOT, page, section, table_rows
 from marshmallow import Schema, missing
 
@@ -24,15 +25,20 @@ from conetd import errors
 from conetd.api import errors as api_errors
 from conetd.api.private import private_application
 from conetd.api.public import public_application
+from conetd.cluster.keys import Kind
 from conetd.garden import answers as garden_answers
 from conetd.garden import wire
 from conetd.policy.garden import NetIn, NetOut
 from conetd.reconcile import answers
+from conetd.reconcile.etcd import EtcdCluster
+from conetd.reconcile.etcd.outbox import Outbox
 from conetd.service import status, views
 from conetd.service.documents import ConfigSchema, JoinSchema, NetworkSchema
-from conetd.settings import Settings
+from conetd.settings import ClusterSettings, Settings
 
 BRIDGE = page("docs/reference/bridge.md").text
+VXLAN = page("docs/reference/vxlan.md").text
+CLUSTER = page("docs/reference/cluster.md").text
 API = page("docs/reference/http-api.md").text
 SETTINGS = page("docs/reference/settings.md").text
 CONTRACT = page("docs/reference/driver-contract.md").text
@@ -43,8 +49,18 @@ GARDEN = page("docs/reference/garden.md").text
     ("heading", "schema"), [("Config", BridgeDriver.config_schema), ("Policy", BridgeDriver.policy_schema)]
 )
 def test_bridge_has_each_field_with_its_default(heading: str, schema: type[Schema]) -> None:
-    rows = table_rows(section(BRIDGE, heading).split("\n### ")[0])
+    _has_each_field(table_rows(section(BRIDGE, heading).split("\n### ")[0]), schema)
 
+
+@pytest.mark.parametrize(
+    ("heading", "schema"), [("Config", VxlanDriver.config_schema), ("Policy", VxlanDriver.policy_schema)]
+)
+def test_vxlan_has_each_field_with_its_default(heading: str, schema: type[Schema]) -> None:
+    first_table = section(VXLAN, heading).split("\n\n| ")[1].split("\n\n")[0]
+    _has_each_field(table_rows(f"| {first_table}"), schema)
+
+
+def _has_each_field(rows: dict[str, list[str]], schema: type[Schema]) -> None:
     assert rows.keys() == schema().fields.keys()
     for name, field in schema().fields.items():
         default = rows[name][0].strip("`")
@@ -53,6 +69,20 @@ def test_bridge_has_each_field_with_its_default(heading: str, schema: type[Schem
         elif field.load_default is not missing:
             value = field.load_default
             assert default == json.dumps(list(value) if isinstance(value, tuple) else value), name
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema", "field"),
+    [("Config", VxlanDriver.config_schema, "peers"), ("policies", VxlanDriver.policy_schema, "policies")],
+)
+def test_vxlan_has_each_field_of_an_entry(heading: str, schema: type[Schema], field: str) -> None:
+    text = section(VXLAN, heading)
+    rows = table_rows(text[text.index("| field of ") :])
+    entry = cast(Any, schema().fields[field]).json_schema["items"]
+
+    assert entry["properties"].keys() <= rows.keys()
+    assert {name for name in entry["properties"] if rows[name][0].startswith("required")} == set(entry["required"])
+    assert entry["properties"].get("peer", {}).get("properties", {}).keys() <= rows.keys()
 
 
 @pytest.mark.parametrize(("heading", "field"), [("net_in", NetIn), ("net_out", NetOut)])
@@ -81,6 +111,37 @@ def test_settings_have_each_key_with_its_default() -> None:
         assert name in rows, name
         shown = rows[name][0].strip("`")
         assert shown.strip('"') == default or json.loads(shown) == default, name
+
+
+def test_settings_have_each_key_of_a_cluster_with_its_default() -> None:
+    rows = table_rows(SETTINGS)
+    for field in dataclasses.fields(ClusterSettings):
+        row = rows[f"cluster.{field.name}"]
+        if field.default not in (None, dataclasses.MISSING):
+            assert json.loads(row[0].strip("`")) == field.default, field.name
+
+
+def test_the_clusters_page_has_each_kind_of_key_and_no_other() -> None:
+    assert [name.split("/")[0] for name in table_rows(section(CLUSTER, "Keys"))] == [str(kind) for kind in Kind]
+
+
+@pytest.mark.parametrize("method", ["describe", "_network"])
+def test_the_clusters_page_has_each_field_of_the_status(method: str) -> None:
+    fields = set(re.findall(r"""[{ ]"([a-z]+)":""", inspect.getsource(getattr(EtcdCluster, method))))
+    assert len(fields) > 3
+    assert fields <= table_rows(section(CLUSTER, "Status")).keys()
+
+
+def test_the_clusters_page_has_each_field_of_an_answer() -> None:
+    fields = set(re.findall(r"""[{ ]"([a-z]+)":""", inspect.getsource(Outbox._answer)))
+    assert table_rows(section(CLUSTER, "The member cluster of answers")).keys() == {*fields, "cluster"}
+
+
+def test_the_clusters_page_names_only_events_that_there_are() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "conetd" / "reconcile").rglob("*.py"))
+    events = table_rows(section(CLUSTER, "Log")).keys()
+    assert len(events) > 5
+    assert [event for event in sorted(events) if f'"{event}' not in source] == []
 
 
 def test_the_api_has_each_route() -> None:
