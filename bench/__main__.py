@@ -14,9 +14,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from bench import attach, crowd, dataplane, flight, garden, peers, policy, start
+from bench import attach, crowd, dataplane, flight, garden, hosts, labels, overlay, peers, policy, start, tunnel
 from bench.client import Failed
 from bench.lab import Lab
 from bench.scale import FULL, QUICK, Scale
@@ -24,7 +25,7 @@ from bench.table import Report
 
 _ROOT = Path(__file__).parents[1]
 _PROGRAMS = ("ip", "nft", "setpriv", "unshare", "mount")
-PARTS = ("attach", "flight", "policy", "dataplane", "garden", "start")
+PARTS = ("attach", "flight", "policy", "dataplane", "garden", "start", "overlay", "tunnel", "hosts", "labels")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,6 +135,15 @@ def _chosen(directory: Path, report: Report, scale: Scale, parts: list[str]) -> 
         chosen.append(("Garden's calls", in_lab("garden", lambda lab: garden.measure(lab, report, scale))))
     if "start" in parts:
         chosen.append(("start", in_lab("start", lambda lab: start.measure(lab, report, scale))))
+    across: dict[str, tuple[str, Callable[..., None]]] = {
+        "overlay": ("attaching across hosts", overlay.measure),
+        "tunnel": ("packets between hosts", tunnel.measure),
+        "hosts": ("hosts that come and go", hosts.measure),
+        "labels": ("policies with labels", labels.measure),
+    }
+    for name, (title, work) in across.items():
+        if name in parts:
+            chosen.append((title, in_lab(name, partial(work, report=report, scale=scale))))
     return chosen
 
 

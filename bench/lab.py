@@ -111,11 +111,11 @@ class Lab:
         )
         return Host(host, outside)
 
-    def daemon(self, host: Host | None = None) -> Daemon:
-        """A daemon that serves on a host, on a fresh one unless it is given."""
+    def daemon(self, host: Host | None = None, settings: str = "") -> Daemon:
+        """A daemon that serves on a host, on a fresh one unless it is given; `settings` are lines of TOML."""
         directory = self.directory / f"daemon{next(self._names)}"
         directory.mkdir()
-        daemon = Daemon(host or self.host(), directory)
+        daemon = Daemon(host or self.host(), directory, settings)
         self._daemons.append(daemon)
         daemon.start()
         return daemon
@@ -131,10 +131,14 @@ class Host:
 
 @dataclass(slots=True)
 class Daemon:
-    """A conetd with default settings on a host; its state lies on a real file system, so commits are durable."""
+    """A conetd on a host, with default settings but for `settings`, lines of TOML.
+
+    Its state lies on a real file system, so commits are durable.
+    """
 
     host: Host
     directory: Path
+    settings: str = ""
     process: subprocess.Popen[bytes] | None = None
     keys: Iterator[int] = field(default_factory=itertools.count)
     """Numbers for containers, each given once."""
@@ -155,6 +159,7 @@ class Daemon:
         config.write_text(
             f'state_dir = "{self.directory}/state"\npublic_socket = "{self.public}"\n'
             f'private_socket = "{self.private}"\nsocket_group = "root"\n'
+            f"{self.settings}"
         )
         argv = [sys.executable, "-m", "conetd", "run", "--config", str(config)]
         started = time.monotonic()
@@ -190,6 +195,13 @@ class Daemon:
         assert self.process is not None
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    @property
+    def processor_s(self) -> float:
+        """Seconds of processor time it has used since it was started."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def call(self, method: str, path: str, document: Any = None, *, private: bool = False) -> Any:
         """One request that must succeed; returns what was answered. Raises Failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,32 @@ def test_one_part_is_told_as_a_table(tmp_path: Path) -> None:
     assert all(float(row[2]) > 0 for row in rows)
     verdicts = {row[0]: row[3] for row in table(page, "What should hold")[1:]}
     assert verdicts[LABEL] in ("PASS", "FAIL")
+
+
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd (Debian: etcd-server)")
+@pytest.mark.parametrize(
+    ("part", "title", "figures", "verdict"),
+    [
+        ("overlay", "Attaching across hosts", 4, "attach on vxlan / on bridge, IPv4, with etcd, 50 attached to each"),
+        ("tunnel", "Packets between hosts", 1, "new connections a second between hosts / a tunnel routed by hand"),
+        ("hosts", "One more host", 1, "a host leaves with 100 known / with 2"),
+        ("labels", "One identity more", 2, "a policy with a label of 100 identities / with as many addresses"),
+    ],
+)
+def test_a_part_about_many_hosts_is_told_as_a_table(
+    tmp_path: Path, part: str, title: str, figures: int, verdict: str
+) -> None:
+    """`figures` is the first column of what was measured."""
+    output = tmp_path / "bench.md"
+    argv = [sys.executable, "-m", "bench", "--quick", "--only", part, "--output", str(output)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    page = output.read_text()
+    _, *rows = table(page, title)
+    assert rows
+    assert all(float(cell) > 0 for row in rows for cell in row[figures:])
+    verdicts = {row[0]: row[3] for row in table(page, "What should hold")[1:]}
+    assert verdicts[verdict] in ("PASS", "FAIL")
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
