@@ -63,6 +63,8 @@ class Core:
     packet_log: LogReader | None = None
     named: dict[str, frozenset[str]] = field(default_factory=dict)
     """Network to the handles that policies name, on whatever host; each such container has an identity of its own."""
+    places: dict[str, dict[IPNetwork, str]] = field(default_factory=dict)
+    """Network to the host behind each route to another host. Used in `lane` alone; made when it is first needed."""
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """(handle or "", network) to what is wrong there and not yet repaired."""
 

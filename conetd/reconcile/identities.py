@@ -11,7 +11,7 @@ from functools import partial
 from conetd.driver import PlannedDriver
 from conetd.errors import ConetError, Unavailable
 from conetd.kernel.work import Work
-from conetd.model import Identity, Labels, Selector, label_set
+from conetd.model import JSON, Identity, Labels, Selector, label_set
 from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, Plan
 from conetd.reconcile.core import Core, guard
 from conetd.reconcile.down import note_failure
@@ -151,6 +151,8 @@ def replan(core: Core, name: str, concerned: Callable[[Sequence[Selector]], bool
     driver = live.loaded.driver
     assert isinstance(driver, PlannedDriver)
     db = core.database.reader()
+    if not _any_concerned(core, live, containers.policy_documents(db, name), concerned):
+        return
     own = containers.all_policies(db)
     known = {one.handle: one for one in containers.containers(db)}
     records: list[AttachmentRecord] = []
@@ -178,6 +180,18 @@ def replan(core: Core, name: str, concerned: Callable[[Sequence[Selector]], bool
             note_failure(core, record, error)
     if closing:
         _end_forbidden(core, live, [one.key for one, error in zip(records, errors, strict=True) if error is None])
+
+
+def _any_concerned(
+    core: Core, live: LiveNetwork, documents: Sequence[JSON], concerned: Callable[[Sequence[Selector]], bool]
+) -> bool:
+    for document in (live.record.default_policy, *documents):
+        try:
+            if concerned(live.loaded.driver.selectors(core.networks.policy(live, document))):
+                return True
+        except ConetError:
+            return True  # which is told where it is planned
+    return False
 
 
 def _in_force(core: Core, record: AttachmentRecord) -> bool:

@@ -15,7 +15,7 @@ from conetd.plan import Plan
 from conetd.reconcile.core import Core, member_plan, network_alias, subnets_by_network
 from conetd.reconcile.identities import renew_addresses, replan
 from conetd.reconcile.networks import ensure_network
-from conetd.reconcile.state import is_clustered
+from conetd.reconcile.state import LiveNetwork, is_clustered
 from conetd.store import cluster, networks
 
 log = logging.getLogger(__name__)
@@ -51,17 +51,19 @@ def change_members(core: Core, name: str, put: Mapping[str, JSON], drop: Iterabl
         log.info("host joined" if host not in before else "host changed", extra={"network": name, "host": host})
     try:
         wanted = {host: member_plan(live, host, data) for host, data in come.items()}
-        stale = [member_plan(live, host, before[host]) for host in gone]
-        stale += [member_plan(live, host, before[host]).without(wanted[host]) for host in come if host in before]
+        left = {host: member_plan(live, host, before[host]) for host in (*gone, *come) if host in before}
+        stale = [plan.without(wanted[host]) if host in wanted else plan for host, plan in left.items()]
+        standing = _move(core, live, wanted, left)
         if stale:
             # What a host had may be another's now, whose plan stands already or comes at once.
-            core.kernel.remove(Plan.of(stale).without(_standing(core, name, stale)), None)
+            core.kernel.remove(Plan.of(stale).without(standing), None)
         works = [Work(plan, network_alias(name), None) for plan in wanted.values()]
         for error in core.kernel.ensure_many(works):
             if error is not None:
                 raise error
     except ConetError as err:
         log.error("hosts of a network failed", extra={"network": name, "error": err.message})
+        core.places.pop(name, None)
         core.problems["", name] = message = err.message
         core.database.write(lambda db: networks.network_applied(db, name, live.record.rev, message), durable=False)
 
@@ -74,12 +76,25 @@ def _renew_addresses(core: Core, name: str, hosts: Iterable[str]) -> None:
         renew_addresses(core, name, numbers)
 
 
-def _standing(core: Core, name: str, stale: list[Plan]) -> Plan:
-    """What the hosts that are left have of the places which others leave."""
-    places = {route.destination for plan in stale for route in plan.routes}
-    live = core.networks.get(name)
-    plans = [member_plan(live, host, data) for host, data in live.network.members.items()]
-    return Plan.of([plan for plan in plans if any(route.destination in places for route in plan.routes)])
+def _move(core: Core, live: LiveNetwork, come: Mapping[str, Plan], gone: Mapping[str, Plan]) -> Plan:
+    """Note who is behind which route now; returns the plans of the hosts that have what those that are gone had."""
+    members = core.networks.get(live.record.name).network.members
+    places = core.places.get(live.record.name)
+    if places is None:
+        plans = {host: member_plan(live, host, data) for host, data in members.items()}
+        places = core.places[live.record.name] = {}
+    else:
+        plans = dict(come)
+    places |= {route.destination: host for host, plan in plans.items() for route in plan.routes}
+    heirs: set[str] = set()
+    for host, plan in gone.items():
+        for route in plan.routes:
+            heir = places.get(route.destination)
+            if heir == host and host not in come:
+                del places[route.destination]
+            elif heir is not None and heir != host:
+                heirs.add(heir)
+    return Plan.of([member_plan(live, heir, members[heir]) for heir in heirs if heir in members])
 
 
 def change_own_lease(core: Core, name: str, lease: Lease) -> None:

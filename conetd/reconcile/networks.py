@@ -245,6 +245,7 @@ def remove_network(core: Core, live: LiveNetwork) -> None:
         core.on_lane(ensure_network, core, live)
         raise Conflict(f'network "{name}" cannot be deleted: a container has just been attached to it') from err
     core.networks.drop(name)
+    core.places.pop(name, None)
     core.problems.pop(("", name), None)
     core.on_lane(adjust_forwarding, core)
 

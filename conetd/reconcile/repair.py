@@ -32,6 +32,7 @@ from conetd.reconcile.wishes import Wish, standing_wishes
 from conetd.store import AttachmentRecord, containers
 
 log = logging.getLogger(__name__)
+_MANY_HOSTS, _MANY_EVERY = 100, 10  # a network of more hosts is compared in one of so many rounds: it takes a while
 
 
 def unfinished(db: sqlite3.Connection) -> dict[str, int]:
@@ -125,8 +126,11 @@ def inspect_network(core: Core, name: str) -> None:
     """Compare a network of a planned type with the kernel in every detail, and mend what is not as wanted."""
     if name not in core.networks or not is_planned(core.networks.get(name)):
         return
-    if is_clustered(core.networks.get(name)) and core.networks.get(name).network.lease is None:
+    network = core.networks.get(name).network
+    if is_clustered(core.networks.get(name)) and network.lease is None:
         return  # the cluster has to give it first
+    if len(network.members) > _MANY_HOSTS and core.rounds % _MANY_EVERY:
+        return
     plan = replace(whole_network_plan(core.networks.get(name)), filter=())
     drifts = core.on_lane(core.kernel.diff, plan, None, network_alias(name))
     if drifts:

@@ -239,6 +239,12 @@ def all_policies(db: sqlite3.Connection) -> dict[str, dict[str, tuple[str, JSON]
     return found
 
 
+def policy_documents(db: sqlite3.Connection, network: str) -> list[JSON]:
+    """The documents of the network's policies, each once, whosever they are."""
+    rows = db.execute("SELECT DISTINCT document FROM policies WHERE network = ?", (network,))
+    return [json.loads(document) for (document,) in rows]
+
+
 def put_policy(db: sqlite3.Connection, handle: str, network: str, origin: str, document: JSON) -> None:
     """Insert or replace one policy of the container."""
     db.execute(
