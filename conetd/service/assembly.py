@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 
@@ -63,7 +63,7 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
     pool = PortPool(settings.port_pool.start, settings.port_pool.size)
     notifier = Notifier()
     host_ports = HostPorts(sockets, keep=notifier.store_fd, drop=notifier.remove_fd)
-    cluster = _open_cluster(settings, database)
+    cluster = _open_cluster(settings, database, drivers.values())
     core = Core(
         settings=settings,
         database=database,
@@ -89,9 +89,12 @@ def assemble(settings: Settings, sockets: dict[str, int], on_exit: Callable[[str
     return core
 
 
-def _open_cluster(settings: Settings, database: Database) -> Cluster:
+def _open_cluster(settings: Settings, database: Database, drivers: Iterable[registry.Loaded]) -> Cluster:
     if settings.cluster is None:
         return Alone(socket.gethostname())
+    if not any("cluster" in one.driver.capabilities for one in drivers):
+        log.warning("the setting cluster has no use: no enabled driver has networks that span hosts")
+        return Alone(settings.cluster.host)
     return EtcdCluster(settings.cluster, open_etcd(settings.cluster), database, _instance(database))
 
 

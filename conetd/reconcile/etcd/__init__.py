@@ -33,6 +33,7 @@ from conetd.store import Database, cluster, encode
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.5
+_FIRST_S = 2.0  # for so long a request waits for the first answer of etcd after a start
 
 
 class EtcdCluster:
@@ -50,6 +51,7 @@ class EtcdCluster:
         self._decisions = Decisions(etcd, self._keys, self.host)
         self._outbox = Outbox(database, etcd, self._keys, self.host, self._decisions, lambda: self._problem is None)
         self._problem: str | None = "not connected yet"
+        self._tried = threading.Event()  # whether there is more to say than that
         self._since = time.time()
         self._frozen: dict[str, str] = {}
         self._lease = 0
@@ -82,8 +84,8 @@ class EtcdCluster:
 
     def join(self, core: Core, live: LiveNetwork) -> Lease | None:
         """See Cluster."""
+        self._check_reachable()
         with self._outbox.working:
-            self._check_name()
             self._outbox.flush()
             self._decisions.define(live)
             return self._decisions.lease(core, live)
@@ -101,8 +103,8 @@ class EtcdCluster:
         """See Cluster."""
         name = live.record.name
         taken = core.networks.get(name).network.identities.by_number
+        self._check_reachable()
         with self._outbox.working:  # no listing in between, which would not have it yet
-            self._check_name()
             one = self._decisions.identity(name, labels, handle, taken)
             self._database.write(lambda db: cluster.put_uses(db, name, (one.number,)))
             core.on_lane(change_identities, core, name, (one,), ())
@@ -144,7 +146,7 @@ class EtcdCluster:
 
     def forget_host(self, host: str) -> None:
         """See Cluster."""
-        self._check_name()
+        self._check_reachable()
         if host == self.host:
             raise Conflict(f'host "{host}" is this one, which lives; to leave a network, delete it here')
         self._decisions.forget_host(host)
@@ -326,7 +328,8 @@ class EtcdCluster:
         self._lease = 0
         raise EtcdDown(reason)
 
-    def _check_name(self) -> None:
+    def _check_reachable(self) -> None:
+        self._tried.wait(_FIRST_S)
         if self._problem is not None:
             raise Unavailable(f"the cluster cannot be asked now: {self._problem}")
 
@@ -336,12 +339,14 @@ class EtcdCluster:
             self._since = time.time()
             log.info("connected to the cluster", extra={"host": self.host, "revision": self._revision})
             self._core.wake_tender()
+        self._tried.set()
 
     def _away(self, reason: str) -> None:
         if self._problem is None:
             log.error("the cluster is away", extra={"host": self.host, "reason": reason})
             self._since = time.time()
         self._problem = reason
+        self._tried.set()
 
     def _end_watch(self) -> None:
         watch = self._watch
