@@ -13,7 +13,7 @@ from conetd.kernel.kernel import Kernel
 from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch
 from conetd.kernel.work import Work
-from conetd.model import JSON, Attachment, IPNetwork
+from conetd.model import JSON, Attachment, IPNetwork, Selector
 from conetd.plan import Drift, NetworkFilter, Plan
 from conetd.reconcile.cluster import Cluster
 from conetd.reconcile.flows import Flows
@@ -63,6 +63,8 @@ class Core:
     packet_log: LogReader | None = None
     named: dict[str, frozenset[str]] = field(default_factory=dict)
     """Network to the handles that policies name, on whatever host; each such container has an identity of its own."""
+    expected_selectors: dict[tuple[str, str], frozenset[Selector]] = field(default_factory=dict)
+    """(network, handle, or "" for its default) to the selectors of a policy that is about to come into force."""
     places: dict[str, dict[IPNetwork, str]] = field(default_factory=dict)
     """Network to the host behind each route to another host. Used in `lane` alone; made when it is first needed."""
     problems: dict[tuple[str, str], str] = field(default_factory=dict)

@@ -183,9 +183,9 @@ def selectors_in_force(core: Core, live: LiveNetwork, records: list[AttachmentRe
     own = containers.all_policies(core.database.reader())
     driver = live.loaded.driver
     documents = {encode(doc): doc for doc in _documents(live, own, records)}
-    return frozenset(
-        selector for one in documents.values() for selector in driver.selectors(core.networks.policy(live, one))
-    )
+    found = {selector for one in documents.values() for selector in driver.selectors(core.networks.policy(live, one))}
+    coming = [some for (name, _), some in list(core.expected_selectors.items()) if name == live.record.name]
+    return frozenset(found.union(*coming))
 
 
 def _documents(
@@ -194,6 +194,29 @@ def _documents(
     name = live.record.name
     mine = [own[one.handle][name][1] for one in records if name in own.get(one.handle, {})]
     return [*mine, live.record.default_policy] if len(mine) < len(records) else mine
+
+
+def ask_ahead(core: Core, name: str, handle: str, document: JSON) -> bool:
+    """Ask for what a policy needs to know that is about to come into force, for a container or (handle "") by default.
+
+    Returns whether other hosts may have to answer. Without it the policy would forbid, for the moment until they have,
+    connections that it allows, and they would end. `asked_ahead` is to be called once it is in force, or refused.
+    """
+    live = core.networks.get(name)
+    outbound = {one for one in live.loaded.driver.selectors(core.networks.policy(live, document)) if one.outbound}
+    known = cluster.asks(core.database.reader(), name).get(core.cluster.host, frozenset())
+    if not outbound - known:
+        return False
+    core.expected_selectors[name, handle] = frozenset(outbound)
+    records = [one for one in containers.attachments_on(core.database.reader(), name) if not one.leaving]
+    tell_asks(core, live, records)
+    tell_addresses(core, live)
+    return core.cluster.agreed
+
+
+def asked_ahead(core: Core, name: str, handle: str) -> None:
+    """The policy is in force, or is not going to be."""
+    core.expected_selectors.pop((name, handle), None)
 
 
 def tell_asks(core: Core, live: LiveNetwork, records: list[AttachmentRecord]) -> None:

@@ -175,10 +175,14 @@ class Service:
         """Replace a network's default policy; answers when the kernel holds it everywhere."""
         type_ = self._core.networks.get(name).record.type
 
-        def work() -> JSON:
-            return views.network(replace_default(self._core, self._core.networks.get(name), document).record)
+        def work(wanted: Mapping[str, Any]) -> JSON:
+            return views.network(replace_default(self._core, self._core.networks.get(name), wanted[name]).record)
 
-        return then(self._network_turn(type_, work), partial(spanning.default_confirmed, self._core, name))
+        def start() -> Future[JSON]:
+            return self._asked_ahead("", {name: document}, type_ in self._core.foreign, work)
+
+        answered = self._turns.enter(("networks", type_), start)
+        return then(answered, partial(spanning.default_confirmed, self._core, name))
 
     def delete_network(self, name: str) -> Future[None]:
         """Remove a network. Raises Conflict naming who holds it."""
@@ -239,7 +243,7 @@ class Service:
             # Checking a long document takes many milliseconds, in which the lane can do something else.
             checked = self._checks.submit(check_documents, self._core, wanted)
             foreign = self._touches_foreign(handle, list(wanted))
-            return then(checked, lambda normalised: self._place(foreign, partial(work, normalised)))
+            return then(checked, lambda normalised: self._asked_ahead(handle, normalised, foreign, work))
 
         return then(self._turn(handle, start), partial(spanning.policies_confirmed, self._core, handle, list(wanted)))
 
@@ -311,6 +315,22 @@ class Service:
             return then(prepared, lambda ready: self._place(not is_planned(ready.target.live), partial(work, ready)))
 
         return self._turn(handle, start)
+
+    def _asked_ahead(
+        self, handle: str, documents: Mapping[str, Any], foreign: bool, work: Callable[[Any], T]
+    ) -> Future[T]:
+        """Bring policies into force, once it is known here whom they allow to send to."""
+        if not spanning.spanning(self._core, documents):
+            return self._place(foreign, partial(work, documents))
+
+        def settled() -> T:
+            try:
+                return work(documents)
+            finally:
+                spanning.asked_ahead(self._core, handle, documents)
+
+        asked = self._off_lane.submit(spanning.ask_ahead, self._core, handle, documents)
+        return then(asked, lambda _: self._place(foreign, settled))
 
     def _bring_up(self, jobs: list[UpJob]) -> list[JSON | BaseException]:
         return bring_up(self._core, jobs)

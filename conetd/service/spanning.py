@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 
 from conetd.cluster.keys import Key, Kind
 from conetd.errors import ConetError
 from conetd.model import JSON
+from conetd.reconcile import tend
 from conetd.reconcile.core import Core
 from conetd.reconcile.identities import decide_identities, missing_identities
 from conetd.reconcile.joins import choose_joins
@@ -17,6 +19,8 @@ from conetd.reconcile.state import LiveNetwork, is_clustered
 from conetd.reconcile.up import UpJob
 from conetd.service.futures import mapped
 from conetd.store import containers
+
+_ANSWER_S = 0.3  # in which other hosts tell where those containers are that nobody has asked for so far
 
 
 def type_spans(core: Core, type_: str) -> bool:
@@ -72,6 +76,19 @@ def needs_others(core: Core, job: UpJob) -> Callable[[], None] | None:
         decide_identities(core, missing)
 
     return ask
+
+
+def ask_ahead(core: Core, handle: str, documents: Mapping[str, JSON]) -> None:
+    """Have known here whom these policies allow to send to, before they come into force. Not in the kernel lane."""
+    asked = [tend.ask_ahead(core, name, handle, documents[name]) for name in spanning(core, documents)]
+    if any(asked):
+        time.sleep(_ANSWER_S)
+
+
+def asked_ahead(core: Core, handle: str, names: Iterable[str]) -> None:
+    """The policies are in force, or refused."""
+    for name in names:
+        tend.asked_ahead(core, name, handle)
 
 
 def policies_confirmed(core: Core, handle: str, names: Iterable[str], answer: JSON) -> Future[JSON]:
