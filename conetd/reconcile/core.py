@@ -123,12 +123,17 @@ def attachment_alias(network: str, handle: str) -> str:
     return f"conetd:attachment:{network}:{handle}"
 
 
+def waits(live: LiveNetwork) -> bool:
+    """Whether the network waits for this host's part of it, without which nothing can be planned."""
+    return is_clustered(live) and live.network.lease is None
+
+
 def network_plan(live: LiveNetwork) -> Plan:
     """What should exist for a network of a planned type, its other hosts aside."""
     driver = live.loaded.driver
     assert isinstance(driver, PlannedDriver)
-    if is_clustered(live) and live.network.lease is None:
-        return Plan()  # it waits for this host's part
+    if waits(live):
+        return Plan()
     return guard(live.loaded, "plan_network", lambda: driver.plan_network(live.network))
 
 
@@ -141,6 +146,8 @@ def member_plan(live: LiveNetwork, host: str, data: JSON) -> Plan:
 
 def whole_network_plan(live: LiveNetwork) -> Plan:
     """What should exist for a network of a planned type and all its hosts."""
+    if waits(live):
+        return Plan()
     members = [member_plan(live, host, data) for host, data in live.network.members.items()]
     return Plan.of([network_plan(live), *members])
 

@@ -12,7 +12,7 @@ from conetd.errors import ConetError
 from conetd.kernel.work import Work
 from conetd.model import JSON, Lease, Network
 from conetd.plan import Plan
-from conetd.reconcile.core import Core, member_plan, network_alias, subnets_by_network
+from conetd.reconcile.core import Core, member_plan, network_alias, subnets_by_network, waits
 from conetd.reconcile.identities import renew_addresses, replan
 from conetd.reconcile.networks import ensure_network
 from conetd.reconcile.state import LiveNetwork, is_clustered
@@ -49,6 +49,8 @@ def change_members(core: Core, name: str, put: Mapping[str, JSON], drop: Iterabl
         log.info("host left", extra={"network": name, "host": host})
     for host in come:
         log.info("host joined" if host not in before else "host changed", extra={"network": name, "host": host})
+    if waits(live):
+        return
     try:
         wanted = {host: member_plan(live, host, data) for host, data in come.items()}
         left = {host: member_plan(live, host, before[host]) for host in (*gone, *come) if host in before}

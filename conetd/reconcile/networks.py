@@ -23,6 +23,7 @@ from conetd.reconcile.core import (
     network_plan,
     subnets_by_network,
     subnets_of,
+    waits,
     whole_network_plan,
 )
 from conetd.reconcile.forwarding import adjust_forwarding
@@ -170,7 +171,7 @@ def ensure_network(core: Core, live: LiveNetwork) -> None:
 
 
 def _ensure_planned(core: Core, live: LiveNetwork) -> None:
-    if is_clustered(live) and live.network.lease is None:
+    if waits(live):
         raise Unavailable(
             f'network "{live.record.name}" waits for this host\'s part of it, which the cluster has to give'
         )

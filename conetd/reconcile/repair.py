@@ -20,13 +20,13 @@ from conetd.reconcile.core import (
     network_alias,
     network_context,
     network_plan,
+    waits,
     whole_network_plan,
 )
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed, close, detach_foreign, leaving_of
 from conetd.reconcile.namespace import container_netns, lives
 from conetd.reconcile.networks import ensure_network
 from conetd.reconcile.recover import all_wishes, complete, wanted_filter
-from conetd.reconcile.state import is_clustered
 from conetd.reconcile.up import attach_foreign, open_for
 from conetd.reconcile.wishes import Wish, standing_wishes
 from conetd.store import AttachmentRecord, containers
@@ -127,7 +127,7 @@ def inspect_network(core: Core, name: str) -> None:
     if name not in core.networks or not is_planned(core.networks.get(name)):
         return
     network = core.networks.get(name).network
-    if is_clustered(core.networks.get(name)) and network.lease is None:
+    if waits(core.networks.get(name)):
         return  # the cluster has to give it first
     if len(network.members) > _MANY_HOSTS and core.rounds % _MANY_EVERY:
         return

@@ -12,11 +12,11 @@ from conetd.garden.rules import net_in_entries, net_out_entries
 from conetd.garden.wire import NetIn, NetOutRule
 from conetd.model import JSON, Attachment, Lease, Requested
 from conetd.plan import PortMapping
-from conetd.reconcile.core import Core
+from conetd.reconcile.core import Core, waits
 from conetd.reconcile.identities import identity_number
 from conetd.reconcile.joins import choose_default_routes, name_interfaces
 from conetd.reconcile.policies import parse
-from conetd.reconcile.state import LiveNetwork, attachment_value, has_ipv6, is_clustered, takes_garden
+from conetd.reconcile.state import LiveNetwork, attachment_value, has_ipv6, takes_garden
 from conetd.store import AttachmentRecord, ContainerRecord, HostPortRecord, Join, containers
 
 _ALLOCATE_TRIES = 100  # another attachment can be quicker that often before we give up
@@ -121,7 +121,7 @@ def _refuse_frozen(core: Core, live: LiveNetwork, kept: Mapping[str, AttachmentR
     reason = core.cluster.frozen(live.record.name)
     if reason is not None and live.record.name not in kept:
         raise Unavailable(f'network "{live.record.name}" is frozen, nothing new is attached to it: {reason}')
-    if is_clustered(live) and live.network.lease is None:
+    if waits(live):
         raise Unavailable(
             f'network "{live.record.name}" waits for this host\'s part of it, which the cluster has to give'
         )

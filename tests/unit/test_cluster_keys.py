@@ -78,7 +78,7 @@ def test_each_kind_has_its_place_below_the_prefix(made: str, wanted: str) -> Non
         "/conetd/identities/blue/0",
         "/conetd/identities/blue/07",
         "/conetd/identities/blue/65536",
-        "/conetd/identities/blue/٧",
+        "/conetd/identities/blue/\u0667",
         "/conetd/uses/blue/seven/h1",
         "/conetd/policies/blue/..",
         "/conetd2/networks/blue",
