@@ -36,6 +36,8 @@ class Kind(enum.StrEnum):
     """asks/NETWORK/HOST: the identities whose addresses a host needs to know."""
     ADDRESSES = "addresses"
     """addresses/NETWORK/NUMBER/HOST: the addresses of a host's containers of an identity."""
+    ORIGIN = "origin"
+    """origin: a text of its own for each etcd, by which hosts see that it is another one, or has lost its data."""
     POLICY = "policies"
     """policies/NETWORK/HANDLE: the policy of a container, wherever it runs."""
 
@@ -51,6 +53,7 @@ _PARTS: dict[Kind, tuple[str, ...]] = {
     Kind.USE: ("network", "number", "host"),
     Kind.ASK: ("network", "host"),
     Kind.ADDRESSES: ("network", "number", "host"),
+    Kind.ORIGIN: (),
     Kind.POLICY: ("network", "name"),
 }
 

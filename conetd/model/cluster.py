@@ -83,14 +83,13 @@ class Identities:
     def changed(self, put: Iterable[Identity] = (), drop: Iterable[int] = ()) -> Identities:
         """These with some put, in place of those of their numbers, and some dropped."""
         by_number, numbers = dict(self.by_number), dict(self._numbers)
-        for number in drop:
+        put = list(put)
+        for number in [*drop, *(one.number for one in put)]:
             gone = by_number.pop(number, None)
-            if gone is not None:
-                numbers.pop((gone.labels, gone.handle), None)
+            # its label set may have another number already
+            if gone is not None and numbers.get((gone.labels, gone.handle)) == number:
+                del numbers[gone.labels, gone.handle]
         for one in put:
-            before = by_number.get(one.number)
-            if before is not None:
-                numbers.pop((before.labels, before.handle), None)
             by_number[one.number] = one
             numbers[one.labels, one.handle] = one.number
         return Identities(by_number, numbers)

@@ -107,7 +107,11 @@ class Alone:
         self._last: dict[str, int] = {}
 
     def start(self, core: Core, turns: Turns) -> None:
-        """See Cluster."""
+        """See Cluster. What is left of a cluster that the settings no longer have goes."""
+        from conetd.reconcile.members import forget_others
+
+        for live in core.networks.all():
+            core.on_lane(forget_others, core, live.record.name)
 
     def stop(self) -> None:
         """See Cluster."""

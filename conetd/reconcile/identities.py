@@ -89,9 +89,41 @@ def change_identities(core: Core, name: str, put: Sequence[Identity], drop: Sequ
             cluster.put_identity(db, name, one)
 
     core.database.write(write)
+    _take_marks(core, name, {*gone, *(one.number for one in fresh if one.number in before.by_number)}, fresh, gone)
     db = core.database.reader()
     fresh = [replace(one, addresses=cluster.addresses_of(db, name, one.number)) for one in fresh]
     _renew(core, name, fresh, gone)
+
+
+def _take_marks(core: Core, name: str, numbers: set[int], put: Sequence[Identity], drop: Sequence[int]) -> None:
+    """Before numbers mean something else, see that no container here speaks with them that is not meant."""
+    if not numbers:
+        return
+    live = core.networks.get(name)
+    after = live.network.identities.changed(put, drop)
+    db = core.database.reader()
+    changed: list[AttachmentRecord] = []
+    endpoints: list[Endpoint] = []
+    for record in containers.attachments_on(db, name):
+        container = containers.container(db, record.handle)
+        if record.leaving or record.identity not in numbers or container is None:
+            continue
+        number = after.number(*wanted_identity(core, name, record.handle, container.labels))
+        if number == record.identity:
+            continue
+        changed.append(replace(record, identity=number))
+        held = core.kernel.filter.held("Endpoint", record.key)
+        if isinstance(held, Endpoint):
+            endpoints.append(replace(held, mark=number))
+
+    def write(db: sqlite3.Connection) -> None:
+        for record in changed:
+            containers.put_attachment(db, record)
+
+    if changed:
+        core.database.write(write)
+        core.kernel.ensure(Plan(filter=tuple(endpoints)))
+        core.wake_tender()
 
 
 def change_addresses(core: Core, name: str, host: str, addresses: Mapping[int, Sequence[str]]) -> None:

@@ -70,6 +70,21 @@ def change_members(core: Core, name: str, put: Mapping[str, JSON], drop: Iterabl
         core.database.write(lambda db: networks.network_applied(db, name, live.record.rev, message), durable=False)
 
 
+def forget_others(core: Core, name: str) -> None:
+    """Take all other hosts out of a network, with what their policies name: this host is alone now."""
+    if not is_clustered(core.networks.get(name)):
+        return
+    change_members(core, name, {}, list(core.networks.get(name).network.members))
+    others = set(cluster.asks(core.database.reader(), name)) - {core.cluster.host}
+
+    def write(db: sqlite3.Connection) -> None:
+        for host in others:
+            cluster.put_asks(db, name, host, ())
+
+    if others:
+        core.database.write(write)
+
+
 def _renew_addresses(core: Core, name: str, hosts: Iterable[str]) -> None:
     """Have policies send to the containers on these hosts if these live, and no longer if they are gone."""
     db = core.database.reader()

@@ -247,6 +247,7 @@ def remove_network(core: Core, live: LiveNetwork) -> None:
         raise Conflict(f'network "{name}" cannot be deleted: a container has just been attached to it') from err
     core.networks.drop(name)
     core.places.pop(name, None)
+    core.named.pop(name, None)
     core.problems.pop(("", name), None)
     core.on_lane(adjust_forwarding, core)
 

@@ -142,10 +142,12 @@ def repair_network(core: Core, name: str) -> None:
     """Make a network as wanted again. Failures are noted and tried again."""
     if name not in core.networks:
         return
+    before = core.problems.get(("", name))
     try:
         ensure_network(core, core.networks.get(name))
     except ConetError as err:
-        log.error("network failed", extra={"network": name, "error": str(err)})
+        if err.message != before:
+            log.error("network failed", extra={"network": name, "error": str(err)})
 
 
 def start_foreign(core: Core, name: str) -> None:

@@ -278,6 +278,8 @@ def _addresses(
 def tend_own_lease(core: Core, live: LiveNetwork) -> None:
     """See that what the others know of this host is still so: its addresses may have changed. Raises Invalid."""
     name, current = live.record.name, live.network.lease
+    if current is None or core.cluster.frozen(name) is not None:
+        return  # which part it has is not decided here
     host = this_host(core.cluster.host)
     driver, network = live.loaded.driver, live.network
     lease = core.ask(live.loaded, "allocate_host", lambda: driver.allocate_host(network, host, current, frozenset()))

@@ -245,7 +245,8 @@ class Service:
             foreign = self._touches_foreign(handle, list(wanted))
             return then(checked, lambda normalised: self._asked_ahead(handle, normalised, foreign, work))
 
-        return then(self._turn(handle, start), partial(spanning.policies_confirmed, self._core, handle, list(wanted)))
+        names = {*wanted, *containers.policies_of(self._core.database.reader(), handle)}
+        return then(self._turn(handle, start), partial(spanning.policies_confirmed, self._core, handle, names))
 
     def up(self, handle: str, body: Any) -> Future[JSON]:
         """Bring a container up; `body` is what the engine says of it."""

@@ -174,6 +174,20 @@ def outbox_size(db: sqlite3.Connection) -> int:
     return int(count)
 
 
+def outbox_of(db: sqlite3.Connection, prefixes: Iterable[str]) -> list[str]:
+    """The keys below these prefixes that the cluster has yet to be told."""
+    return [
+        key
+        for prefix in prefixes
+        for (key,) in db.execute("SELECT key FROM outbox WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+    ]
+
+
+def drop_outbox(db: sqlite3.Connection, keys: Iterable[str]) -> None:
+    """Have the cluster not be told of these keys."""
+    db.executemany("DELETE FROM outbox WHERE key = ?", [(key,) for key in keys])
+
+
 def posted(db: sqlite3.Connection, told: Mapping[str, str | None]) -> None:
     """The cluster has been told: what is still to be told as it was then is done."""
     db.executemany("DELETE FROM outbox WHERE key = ? AND value IS ?", told.items())

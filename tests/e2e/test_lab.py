@@ -192,7 +192,7 @@ def test_a_reboot_takes_all_but_the_state_directory(lab: Lab, db: Container) -> 
     lab.cut(lab.hosts[0])
     lab.reboot(host)
 
-    assert processes_in(before.inode) == processes_in(db.netns.inode) == []
+    eventually(lambda: processes_in(before.inode) == processes_in(db.netns.inode) == [], "its processes are gone")
     assert host.containers == {}
     assert boot_id(host) != booted
     assert lease(host) == part

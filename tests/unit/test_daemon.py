@@ -202,7 +202,9 @@ def test_wrong_settings_are_status_2(start: Any, tmp_path: Path) -> None:
     status, log = start("color = 1").end()
     assert status == 2
     [line] = log
-    assert line.startswith(f"conetd: settings file {tmp_path}/conetd.toml: color: Unknown field. Known are cluster, default_")
+    assert line.startswith(
+        f"conetd: settings file {tmp_path}/conetd.toml: color: Unknown field. Known are cluster, default_"
+    )
     assert line.endswith(" (got 1)")
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 from conetd.cluster.errors import Compacted, EtcdDown, LeaseGone
@@ -21,7 +22,7 @@ from conetd.cluster.messages import Event, absent, put, read, value_is
 from conetd.errors import ConetError, Conflict, Unavailable
 from conetd.model import JSON, Identity, Labels, Lease
 from conetd.reconcile.cluster import Turns
-from conetd.reconcile.core import Core
+from conetd.reconcile.core import Core, waits
 from conetd.reconcile.etcd.copies import Copies
 from conetd.reconcile.etcd.decisions import Decisions
 from conetd.reconcile.etcd.outbox import Outbox
@@ -65,7 +66,16 @@ class EtcdCluster:
     def start(self, core: Core, turns: Turns) -> None:
         """See Cluster."""
         self._core = core
-        self._copies = Copies(core, turns, self._etcd, self._keys, self._lost)
+        self._copies = Copies(
+            core,
+            turns,
+            self._etcd,
+            self._keys,
+            self._decisions,
+            self._lost,
+            lambda key: self._outbox.told_at.get(key, 0),
+            self._settings.ttl,
+        )
         self._follower.start()
         self._keeper.start()
         self._outbox.start()
@@ -85,10 +95,14 @@ class EtcdCluster:
     def join(self, core: Core, live: LiveNetwork) -> Lease | None:
         """See Cluster."""
         self._check_reachable()
-        with self._outbox.working:
+        with self._asking():
             self._outbox.flush()
             self._decisions.define(live)
-            return self._decisions.lease(core, live)
+            try:
+                return self._decisions.lease(core, live)
+            except ConetError:
+                self._decisions.sweep(live.record.name)  # nobody may be on it yet
+                raise
 
     def joined(self, core: Core, name: str) -> None:
         """See Cluster."""
@@ -104,7 +118,7 @@ class EtcdCluster:
         name = live.record.name
         taken = core.networks.get(name).network.identities.by_number
         self._check_reachable()
-        with self._outbox.working:  # no listing in between, which would not have it yet
+        with self._asking():  # no listing in between, which would not have it yet
             one = self._decisions.identity(name, labels, handle, taken)
             self._database.write(lambda db: cluster.put_uses(db, name, (one.number,)))
             core.on_lane(change_identities, core, name, (one,), ())
@@ -130,7 +144,7 @@ class EtcdCluster:
     def release(self, core: Core, live: LiveNetwork, numbers: Collection[int]) -> None:
         """See Cluster."""
         name = live.record.name
-        with self._outbox.working:
+        with self._asking():
             for number in numbers:
                 self._decisions.release(name, number)
             self._database.write(lambda db: cluster.delete_uses(db, name, numbers))
@@ -174,6 +188,9 @@ class EtcdCluster:
             self._leave(db, live.record.name, live.network.lease)
 
     def _leave(self, db: sqlite3.Connection, name: str, lease: Lease) -> None:
+        # What was still to be told of the network means nothing any more, and must not come after its end.
+        cluster.drop_outbox(db, cluster.outbox_of(db, [self._keys.below(kind, name) for kind in Kind]))
+        cluster.drop_outbox(db, [self._keys.network(name)])
         numbers = set(cluster.addresses_at(db, name, self.host))
         told: dict[Key, str | None] = {Key(Kind.LEASE, name, host=self.host): None}
         told |= {Key(Kind.CLAIM, name, claim): None for claim in lease.claims}
@@ -211,7 +228,7 @@ class EtcdCluster:
         network = live.network
         told: JSON = {
             "lease": None if network.lease is None else network.lease.data,
-            "hosts": sorted([*network.members, *([self.host] if network.lease is not None else [])]),
+            "hosts": sorted({*network.members, *([self.host] if network.lease is not None else [])}),
             "identities": len(network.identities.by_number),
         }
         frozen = self._frozen.get(live.record.name)
@@ -253,6 +270,11 @@ class EtcdCluster:
                     with self._outbox.working:  # what lists meanwhile would not have it yet
                         self._copies.apply(events)
                     self._revision = max(self._revision, revision)
+            except EtcdDown as err:
+                if not self._lease:
+                    raise
+                # It was one member that ended. Whether the others answer is found out by asking them.
+                log.info("etcd is watched anew", extra={"reason": err.message})
             finally:
                 self._watch = None
 
@@ -289,7 +311,7 @@ class EtcdCluster:
             live = self._core.networks.get(name)
             with self._outbox.working:
                 self._outbox.flush()
-                self._decisions.define(live, policy_too=False)  # which follows by itself
+                self._decisions.define(live, anew=waits(live))
                 lease = self._decisions.lease(self._core, live)
         except EtcdDown:
             raise
@@ -317,19 +339,54 @@ class EtcdCluster:
             try:
                 if self._problem is None and self._lease and self._etcd.keep_alive(self._lease) <= 0:
                     self._lose("the lease of this host expired: others took it for dead")
+                if self._problem is None:
+                    self._tend()
             except EtcdDown as err:
                 self._away(err.message)
                 self._end_watch()
             except ConetError as err:
                 log.error("the lease could not be kept", extra={"error": err.message})
 
+    def _tend(self) -> None:
+        """What time brings: hosts that do not come back, and networks that may have room for this one now."""
+        if not self._outbox.working.acquire(blocking=False):
+            return  # the lease cannot wait
+        try:
+            self._copies.expire()
+            for live in [one for one in self._core.networks.all() if is_clustered(one)]:
+                if waits(live) or live.record.name in self._frozen:
+                    self._secure(live.record.name)
+        finally:
+            self._outbox.working.release()
+
     def _lose(self, reason: str) -> None:
         log.error("this host was taken for dead", extra={"reason": reason})
         self._lease = 0
         raise EtcdDown(reason)
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """While nobody else tells etcd or lists it.
+
+        Raises Unavailable when etcd does not answer, and at once while it is known not to: those who wait behind the
+        first to find that out must not try each for itself.
+        """
+        while not self._outbox.working.acquire(timeout=_FIRST_S):
+            self._check_reachable()
+        try:
+            self._check_reachable()
+            yield
+        except EtcdDown as err:
+            self._away(err.message)
+            self._end_watch()
+            raise
+        finally:
+            self._outbox.working.release()
+
     def _check_reachable(self) -> None:
         self._tried.wait(_FIRST_S)
+        if self._stop.is_set():
+            raise Unavailable("conetd is stopping")
         if self._problem is not None:
             raise Unavailable(f"the cluster cannot be asked now: {self._problem}")
 

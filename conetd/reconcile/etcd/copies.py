@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -20,55 +21,133 @@ from conetd.errors import ConetError
 from conetd.model import JSON, Identity, label_set
 from conetd.reconcile.cluster import Turns
 from conetd.reconcile.core import Core
+from conetd.reconcile.etcd.decisions import Decisions
 from conetd.reconcile.identities import change_addresses, change_identities
 from conetd.reconcile.members import change_members
 from conetd.reconcile.policies import replace_default, replace_policy_of
 from conetd.reconcile.state import LiveNetwork, is_clustered, shared_definition
 from conetd.store import cluster, containers, encode
+from conetd.store.networks import meta, put_meta
 
 log = logging.getLogger(__name__)
 _READS_AT_ONCE = 100  # etcd takes 128 operations in a transaction
+_ORIGIN = "etcd_origin"
+_AWAITED_S = 60.0
 _LISTED = (Kind.LEASE, Kind.IDENTITY, Kind.ASK, Kind.ADDRESSES)
 
 
 class Copies:
     """What is known of the other hosts. `apply` and `snapshot` are for one thread at a time."""
 
-    def __init__(self, core: Core, turns: Turns, etcd: Etcd, keys: Keys, lost: Callable[[str], None]) -> None:
-        """`lost` is told the name of a network on which somebody took away what this host has."""
+    def __init__(
+        self,
+        core: Core,
+        turns: Turns,
+        etcd: Etcd,
+        keys: Keys,
+        decisions: Decisions,
+        lost: Callable[[str], None],
+        told_at: Callable[[str], int],
+        grace_s: float,
+    ) -> None:
+        """`lost` is told the name of a network on which somebody took away what this host has.
+
+        `told_at` says of a key at which revision this host told it last. A host that is not listed is taken for gone
+        only `grace_s` later: etcd may have been away for longer than its lease was good for.
+        """
         self._core = core
         self._turns = turns
         self._etcd = etcd
         self._keys = keys
+        self._decisions = decisions
         self._lost = lost
         self._host = core.cluster.host
         self._alive: set[str] = set()
         self._leases: defaultdict[str, dict[str, JSON]] = defaultdict(dict)
+        self._told_at = told_at
+        self._grace_s = grace_s
+        self._doubtful: dict[str, float] = {}  # hosts that a listing did not have, until when they are waited for
+        self._awaited: dict[str, float] = {}  # containers that are about to be known here, since when
 
     def snapshot(self) -> int:
         """Make known here what etcd has; returns the revision at which it was listed. Raises EtcdDown."""
+        networks = [live for live in self._core.networks.all() if is_clustered(live)]
+        origin, was = self._decisions.origin(), meta(self._core.database.reader(), _ORIGIN)
+        another = was != origin
+        if another:
+            if was is not None:
+                log.warning("etcd is another one, or has lost its data: it is told what this host has")
+            self._put_back(networks)
         revision, hosts = self._etcd.list(self._keys.below(Kind.HOST))
         found = list(hosts)
         known = {self._keys.host(host) for host in self._alive}
-        networks = [live for live in self._core.networks.all() if is_clustered(live)]
         for live in networks:
             found += self._listed(live.record.name, revision)
             known |= self._known(live)
         found += self._read([self._keys.network(live.record.name) for live in networks])
         policies = self._policy_keys([live.record.name for live in networks])
         found += self._read(policies)
-        self.apply(_events(found, known))
-        self._tell_what_is_missing(networks, policies, {one.key for one in found})
+        known -= self._doubt({key.host for one in hosts if (key := self._keys.parse(one.key)) is not None})
+        self.apply(_events(found, known if another else known | set(policies)))
+        self._tell_what_is_missing(networks, policies if another else (), {one.key for one in found})
+        self._abandon([live.record.name for live in networks])
+        if origin != was:
+            self._core.database.write(lambda db: put_meta(db, _ORIGIN, origin))
         return revision
+
+    def expire(self) -> None:
+        """Take the hosts for gone that were not listed and have not come back since."""
+        now = time.monotonic()
+        gone = [host for host, until in self._doubtful.items() if until <= now]
+        for host in gone:
+            del self._doubtful[host]
+        if gone:
+            self.apply([Event(self._keys.host(host), None, 0) for host in gone])
+
+    def _doubt(self, listed: set[str]) -> set[str]:
+        """Wait for the hosts that are known to live and not listed; returns their keys."""
+        members = {host for live in self._core.networks.all() for host in live.network.members}
+        missing = (self._alive | members) - listed - {self._host}
+        until = time.monotonic() + self._grace_s
+        self._doubtful = {host: self._doubtful.get(host, until) for host in missing}
+        self._alive |= missing
+        return {self._keys.host(host) for host in missing}
+
+    def _abandon(self, here: Sequence[str]) -> None:
+        """Leave the networks that this host was about to make when it ended, and does not know of."""
+        defined = [self._keys.parse(one.key) for one in self._etcd.list(self._keys.below(Kind.NETWORK))[1]]
+        strange = {key.network for key in defined if key is not None} - set(here)
+        told: dict[Key, str | None] = {}
+        for one in self._read([self._keys.lease(name, self._host) for name in sorted(strange)]):
+            key = self._keys.parse(one.key)
+            assert key is not None
+            told[key] = None
+            told |= {Key(Kind.CLAIM, key.network, claim): None for claim in json.loads(one.value)["claims"]}
+        if told:
+            log.warning("leaving what was begun and not made", extra={"networks": ",".join(sorted(strange))})
+            self._core.database.write(lambda db: self._core.cluster.post(db, told))
+
+    def _put_back(self, networks: Sequence[LiveNetwork]) -> None:
+        """Have etcd know again which numbers mean what, before anybody gives them out to others."""
+        for live in networks:
+            name = live.record.name
+            known = self._core.networks.get(name).network.identities.by_number
+            if live.network.lease is not None:
+                uses = cluster.uses(self._core.database.reader(), name)
+                self._decisions.put_back(name, [known[number] for number in sorted(known)], uses)
 
     def load(self, name: str) -> None:
         """Make known here what etcd has about one network. Raises EtcdDown."""
         revision, hosts = self._etcd.list(self._keys.below(Kind.HOST))
         live = self._core.networks.get(name)
-        self.apply(_events([*hosts, *self._listed(name, revision)], self._known(live)))
+        found = [*hosts, *self._listed(name, revision)]
+        found += self._read([self._keys.network(name), *self._policy_keys([name])])
+        known = self._known(live) - {self._keys.host(host) for host in self._doubtful}
+        self.apply(_events(found, known))
 
     def policies_of(self, handle: str, networks: Iterable[str]) -> None:
         """Make known here the policies of a container on these networks. Raises EtcdDown. In the container's turn."""
+        self._awaited[handle] = time.monotonic()
         db = self._core.database.reader()
         keys = [self._keys.policy(name, handle) for name in networks]
         for one in self._read([key for key in keys if not cluster.in_outbox(db, key)]):
@@ -83,7 +162,7 @@ class Copies:
         by_kind: defaultdict[Kind, list[tuple[Key, str | None]]] = defaultdict(list)
         for event in latest.values():
             key = self._keys.parse(event.key)
-            if key is not None:
+            if key is not None and not self._is_overtaken(event):
                 by_kind[key.kind].append((key, event.value))
         self._apply_identities(by_kind[Kind.IDENTITY])
         self._apply_addresses(by_kind[Kind.ADDRESSES])
@@ -96,9 +175,15 @@ class Copies:
         for key, value in by_kind[Kind.POLICY]:
             self._apply_policy(key, value)
 
+    def _is_overtaken(self, event: Event) -> bool:
+        """Whether this host has told something else since: events come late."""
+        return 0 < event.mod_revision < self._told_at(event.key)
+
     def _apply_hosts(self, hosts: list[tuple[Key, str | None]], leases: list[tuple[Key, str | None]]) -> None:
         changed = {key.host for key, _ in hosts}
         self._alive |= {key.host for key, value in hosts if value is not None}
+        for key, _ in hosts:
+            self._doubtful.pop(key.host, None)
         self._alive -= {key.host for key, value in hosts if value is None}
         affected: defaultdict[str, set[str]] = defaultdict(set)
         for key, value in leases:
@@ -167,23 +252,35 @@ class Copies:
             return  # this host has a later wish
         document = json.loads(value)["default_policy"]
         if self._core.networks.get(key.network).record.default_policy != document:
-            _log_failure(
-                self._turns.network(key.network, partial(_replace_default, name=key.network, document=document)),
-                {"network": key.network},
-            )
+            still = partial(self._still_wanted, self._keys.key(key), self._told_at(self._keys.key(key)))
+            work = partial(_replace_default, name=key.network, document=document, still=still)
+            _log_failure(self._turns.network(key.network, work), {"network": key.network})
 
     def _apply_policy(self, key: Key, value: str | None) -> None:
         db = self._core.database.reader()
         handle, name = key.name, key.network
-        if not self._is_known(name) or containers.container(db, handle) is None:
+        if not self._is_known(name) or not (self._is_awaited(handle) or containers.container(db, handle) is not None):
             return
         if cluster.in_outbox(db, self._keys.key(key)):
             return  # this host has a later wish
         document = None if value is None else json.loads(value)
         own = containers.policies_of(db, handle).get(name)
         if (own[1] if own is not None else None) != document:
-            work = partial(_replace_policy, handle=handle, name=name, document=document)
+            still = partial(self._still_wanted, self._keys.key(key), self._told_at(self._keys.key(key)))
+            work = partial(_replace_policy, handle=handle, name=name, document=document, still=still)
             _log_failure(self._turns.container(handle, work), {"handle": handle, "network": name})
+
+    def _still_wanted(self, key: str, told_at: int) -> bool:
+        """Whether this host has wished nothing else since, now that it is the other's turn."""
+        return self._told_at(key) == told_at and not cluster.in_outbox(self._core.database.reader(), key)
+
+    def _is_awaited(self, handle: str) -> bool:
+        """Whether it has just been asked for: it may be stored only now, and what came between must not be lost."""
+        for one, since in list(self._awaited.items()):
+            if time.monotonic() - since < _AWAITED_S:
+                break
+            self._awaited.pop(one, None)
+        return handle in self._awaited
 
     def _listed(self, name: str, revision: int) -> list[KeyValue]:
         found: list[KeyValue] = []
@@ -275,13 +372,14 @@ def _is_of(value: str, host: str) -> bool:
     return bool(json.loads(value).get("host") == host)
 
 
-def _replace_default(core: Core, *, name: str, document: JSON) -> None:
-    if name in core.networks:
+def _replace_default(core: Core, *, name: str, document: JSON, still: Callable[[], bool]) -> None:
+    if name in core.networks and still():
         replace_default(core, core.networks.get(name), document, tell=False)
 
 
-def _replace_policy(core: Core, *, handle: str, name: str, document: JSON | None) -> None:
-    replace_policy_of(core, handle, name, document)
+def _replace_policy(core: Core, *, handle: str, name: str, document: JSON | None, still: Callable[[], bool]) -> None:
+    if still() and containers.container(core.database.reader(), handle) is not None:
+        replace_policy_of(core, handle, name, document)
 
 
 def _log_failure(future: Future[None], about: JSON) -> None:

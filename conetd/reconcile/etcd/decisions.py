@@ -6,13 +6,25 @@ Every decision may be asked for again, also after an attempt whose answer was lo
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Collection
 from functools import partial
 from hashlib import blake2b
 
 from conetd.cluster.etcd import Etcd
-from conetd.cluster.keys import Keys, Kind
-from conetd.cluster.messages import KeyValue, Operation, absent, delete, delete_below, none_below, put, read, value_is
+from conetd.cluster.keys import Key, Keys, Kind
+from conetd.cluster.messages import (
+    KeyValue,
+    Operation,
+    absent,
+    delete,
+    delete_below,
+    exists,
+    none_below,
+    put,
+    read,
+    value_is,
+)
 from conetd.errors import Conflict, NotFound, Unavailable
 from conetd.model import JSON, Identity, Labels, Lease
 from conetd.reconcile.cluster import free_number, this_host
@@ -37,14 +49,18 @@ class Decisions:
         self._host = host
         self._holder = encode({"host": host})
 
-    def define(self, live: LiveNetwork, *, policy_too: bool = True) -> None:
-        """Agree with the other hosts on what the network is, and with `policy_too` on its default policy.
+    def define(self, live: LiveNetwork, *, anew: bool = True) -> None:
+        """Agree with the other hosts on what the network is; `anew`: this one was not on it so far.
 
+        Then they have to agree on its default policy, too, and what an earlier network of that name left is forgotten.
         Raises Conflict naming the field that they have otherwise.
         """
         name, key = live.record.name, self._keys.network(live.record.name)
         wanted = shared_definition(live)
         for _ in range(_TRIES):
+            fresh = [absent(key), none_below(self._keys.below(Kind.LEASE, name))]
+            if anew and self._etcd.commit(fresh, [*self._forget(name), put(key, encode(wanted))]).succeeded:
+                return
             done = self._etcd.commit([absent(key)], [put(key, encode(wanted))], [read(key)])
             if done.succeeded:
                 return
@@ -52,7 +68,7 @@ class Decisions:
                 continue
             text = done.answers[0][0].value
             there = json.loads(text)
-            if there == wanted or (not policy_too and there == wanted | {"default_policy": there["default_policy"]}):
+            if there == wanted or (not anew and there == wanted | {"default_policy": there["default_policy"]}):
                 return
             # What no host is on is left over from hosts that could not say that they left.
             unused = [value_is(key, text), none_below(self._keys.below(Kind.LEASE, name))]
@@ -93,8 +109,11 @@ class Decisions:
                 value_is(claims[one], self._holder) if one in holders else absent(claims[one]) for one in sorted(claims)
             ]
             wanted = [put(one, self._holder) for one in claims.values()]
-            if self._etcd.commit(free, [*wanted, put(key, lease_value(lease))]).succeeded:
+            defined = exists(self._keys.network(name))
+            if self._etcd.commit([defined, *free], [*wanted, put(key, lease_value(lease))]).succeeded:
                 return lease
+            # The last of the others may have left meanwhile, so that all have forgotten the network.
+            self.define(live, anew=live.network.lease is None)
         raise _too_many(f'the place of host "{self._host}" in network "{name}"')
 
     def identity(self, name: str, labels: Labels, handle: str | None, taken: Collection[int]) -> Identity:
@@ -128,6 +147,29 @@ class Decisions:
                 passed.add(number)
         raise _too_many(f'an identity on network "{name}"')
 
+    def origin(self) -> str:
+        """The text that this etcd was given when the first host came to it."""
+        key = self._keys.key(Key(Kind.ORIGIN))
+        fresh = uuid.uuid4().hex
+        done = self._etcd.commit([absent(key)], [put(key, fresh)], [read(key)])
+        return fresh if done.succeeded or not done.answers[0] else done.answers[0][0].value
+
+    def put_back(self, name: str, identities: Collection[Identity], used: Collection[int]) -> None:
+        """Give identities the numbers again which they had before etcd lost its data; those taken meanwhile stay so."""
+        if not identities:
+            return
+        self._etcd.commit(
+            [absent(self._keys.next(name))], [put(self._keys.next(name), str(max(one.number for one in identities)))]
+        )
+        for one in identities:
+            key = self._keys.identity(name, one.number)
+            meant = self._keys.identity_of(name, identity_digest(one.labels, one.handle))
+            document = identity_value(one.labels, one.handle)
+            use = [put(self._keys.use(name, one.number, self._host), "")] if one.number in used else []
+            wanted = [put(key, document), put(meant, str(one.number)), *use]
+            if not self._etcd.commit([absent(key), absent(meant)], wanted).succeeded and use:
+                self._etcd.commit([value_is(key, document), value_is(meant, str(one.number))], use)
+
     def release(self, name: str, number: int) -> None:
         """Say that this host needs the identity no longer; it goes when no host does."""
         self._etcd.commit([], [delete(self._keys.use(name, number, self._host))])
@@ -145,9 +187,15 @@ class Decisions:
         if not found:
             raise NotFound(f'no network has a host "{host}"')
         for start in range(0, len(found), _AT_ONCE):
-            gone = [delete(one.key) for one in found[start : start + _AT_ONCE]]
-            if not self._etcd.commit([dead], gone).succeeded:
+            gone = found[start : start + _AT_ONCE]
+            # another may have forgotten it meanwhile, and a third have what was its
+            same = [value_is(one.key, one.value) for one in gone]
+            done = self._etcd.commit([dead, *same], [delete(one.key) for one in gone], [read(self._keys.host(host))])
+            if not done.succeeded and done.answers[0]:
                 raise Conflict(f'host "{host}" lives')
+            if not done.succeeded:
+                self.forget_host(host)
+                return
         for name in {key.network for one in found if (key := self._keys.parse(one.key)) is not None}:
             self.sweep(name)
 
