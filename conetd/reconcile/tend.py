@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 from conetd.cluster.keys import Key, Kind
-from conetd.errors import ConetError
+from conetd.errors import ConetError, Exhausted
 from conetd.model import JSON, Identities, Selector
 from conetd.reconcile.cluster import Turns, this_host
 from conetd.reconcile.core import Core
@@ -74,14 +74,16 @@ class Tender:
                     self._tend(live)
                     if number % _LEASES_EVERY == 0:
                         tend_own_lease(self._core, live)
-                    self._said.pop(live.record.name, None)
                 except ConetError as err:
-                    if self._said.get(live.record.name) != err.message:
-                        self._said[live.record.name] = err.message
-                        log.error("could not be tended, it will be tried again", extra=_about(live, err))
+                    self._say(live, err)
                 except Exception:  # one that breaks must not end the rounds
                     log.exception("could not be tended, it will be tried again")
             number += 1
+
+    def _say(self, live: LiveNetwork, err: ConetError) -> None:
+        if self._said.get(live.record.name) != err.message:
+            self._said[live.record.name] = err.message
+            log.error("could not be tended, it will be tried again", extra=_about(live, err))
 
     def _tend(self, live: LiveNetwork) -> None:
         core, name = self._core, live.record.name
@@ -108,7 +110,11 @@ class Tender:
             if number == record.identity and number:
                 continue
             if not number:
-                decide_identities(core, [(live, wanted)])
+                try:
+                    decide_identities(core, [(live, wanted)])
+                except Exhausted as err:  # it keeps what it has, and the others are looked after
+                    self._say(live, err)
+                    continue
                 fresh = True
             changing.append(record.handle)
         if fresh:

@@ -97,6 +97,7 @@ class EtcdCluster:
         self._check_reachable()
         with self._asking():
             self._outbox.flush()
+            self._outbox.rejoined(live.record.name)
             self._decisions.define(live)
             try:
                 return self._decisions.lease(core, live)
@@ -346,6 +347,8 @@ class EtcdCluster:
                 self._end_watch()
             except ConetError as err:
                 log.error("the lease could not be kept", extra={"error": err.message})
+            except Exception:  # whatever it is, the lease has to be kept
+                log.exception("the lease could not be kept, it will be tried again")
 
     def _tend(self) -> None:
         """What time brings: hosts that do not come back, and networks that may have room for this one now."""

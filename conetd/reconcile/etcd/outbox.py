@@ -88,6 +88,10 @@ class Outbox:
         self._wake.set()
         return waiter.future
 
+    def rejoined(self, name: str) -> None:
+        """Do not have a network forgotten that this host left and is on again."""
+        self._left.discard(name)
+
     def hurry(self) -> None:
         """Look now whether there is something to tell."""
         self._wake.set()
