@@ -180,7 +180,7 @@ def test_damage_is_noticed_told_and_repaired(kept: Kept, damage: str) -> None:
 
 SURPLUS = {
     "an element": (
-        'add element inet conetd source4 { "br0" . 10.1.0.99 }',
+        'add element inet conetd source4 { "br0" . 10.1.0.99 : accept }',
         "had an element in source4 that nobody wants",
     ),
     "a port of nobody": ("add element bridge conetd ports { cv99 }", "had an element in ports that nobody wants"),

@@ -69,13 +69,19 @@ DAMAGES = {
     "the VNI gone": ("flush set inet conetd vnis", "filter of network net has lost 1 of its elements in vnis"),
     "the subnets gone": ("flush set inet conetd overlay6", "network net has lost 1 of its elements in overlay6"),
     "the way into the tunnel's chain gone": (
-        "flush map inet conetd tunnels",
-        "filter of network net has lost 1 of its elements in tunnels",
+        "flush map inet conetd entry",
+        "filter of network net has lost 1 of its elements in entry",
     ),
+    "the way of a container gone": ("flush map inet conetd entry", "(key) has lost 1 of its elements in entry"),
+    "connection tracking of encapsulated packets on": (
+        "flush chain inet conetd output; delete chain inet conetd output",
+        "lacks its chain output",
+    ),
+    "marks let into the tunnel": ("insert rule inet conetd leaving accept", "has other rules in its chain leaving"),
     "the tunnel's chain opened": ("insert rule inet conetd @t-net accept", "has other rules in its chain t-net-"),
     "a mark changed": (
-        "flush chain inet conetd @m-key; add rule inet conetd @m-key meta mark set 9",
-        "has other rules in its chain m-key-",
+        "flush chain inet conetd @s-key; add rule inet conetd @s-key meta mark set 9",
+        "has other rules in its chain s-key-",
     ),
     "what stays inside opened": ("insert rule inet conetd @w-key accept", "has other rules in its chain w-key-"),
     "everything flushed": ("flush ruleset", "does not exist"),
@@ -92,6 +98,59 @@ def test_damage_is_noticed_told_and_repaired(kept: Kept, damage: str) -> None:
     assert any(told in str(one) for one in kept.backend.sync(OBJECTS))
     assert not kept.backend.check(OBJECTS)
     assert not kept.backend.sync(OBJECTS)
+
+
+@pytest.mark.parametrize("how", ["flush chain inet conetd @p", "insert rule inet conetd @p accept"])
+def test_damage_to_a_policy_that_several_have_is_repaired_for_all(kept: Kept, how: str) -> None:
+    objects = [*OBJECTS, replace(WEB, key="next", interface="cv1", addresses=tuple(a + 1 for a in ADDRESSES))]
+    objects.append(replace(POLICY, key="next"))
+    kept.backend.apply(put=objects)
+    (shared,) = set(re.findall(r"chain (p-\w+) ", kept.nft("list", "chains")))
+    kept.nft(how.replace("@p", shared))
+    assert len([one for one in kept.backend.check(objects) if shared in str(one)]) == 2
+    kept.backend.sync(objects)
+    assert not kept.backend.check(objects)
+
+
+def test_packets_are_asked_for_shut_links_only_while_there_are_some(kept: Kept) -> None:
+    assert "closed_in" not in kept.nft("list", "chains")
+    kept.host.run("ip", "link", "add", "cv0", "type", "veth", "peer", "name", "eth0")
+    kept.backend.apply(drop=[("Endpoint", "key")])
+    kept.host.call(kept.backend.disturbed)
+    assert {"closed_in", "closed_out"} <= set(re.findall(r"chain (\w+) ", kept.nft("list", "chains")))
+    kept.host.run("ip", "link", "del", "cv0")
+    kept.host.call(kept.backend.disturbed)
+    assert "closed_in" not in kept.nft("list", "chains")
+    assert not kept.backend.sync([one for one in OBJECTS if one != WEB])
+
+
+def test_a_link_stays_shut_when_its_endpoint_went_unseen(kept: Kept) -> None:
+    kept.host.run("ip", "link", "add", "cv0", "type", "veth", "peer", "name", "eth0")
+    kept.backend.sync([one for one in OBJECTS if one != WEB])
+    assert '"cv0"' in kept.nft("list", "set", "inet", "conetd", "closed")
+    assert "closed_in" in kept.nft("list", "chains")
+    kept.backend.apply(put=[WEB])
+    assert '"cv0"' not in kept.nft("list", "set", "inet", "conetd", "closed")
+    assert "closed_in" not in kept.nft("list", "chains")
+
+
+def test_a_tunnel_that_nobody_wants_is_no_link_to_shut(kept: Kept) -> None:
+    kept.backend.sync([])
+    assert '"cx0"' not in kept.nft("list", "set", "inet", "conetd", "closed")
+
+
+def test_a_start_goes_on_asking_for_links_that_are_shut(kept: Kept) -> None:
+    left = [one for one in OBJECTS if one != WEB]
+    kept.backend.apply(drop=[("Endpoint", "key")])
+    kept.nft("flush", "ruleset")
+    kept.backend.sync(left)
+    assert '"cv0"' in kept.nft("list", "set", "inet", "conetd", "closed")
+    second = Kept(kept.host)
+    assert not second.backend.sync(left)
+    assert "closed_out" in kept.nft("list", "chains")
+    kept.host.call(second.backend.disturbed)  # there is no such link any more
+    assert "closed_out" not in kept.nft("list", "chains")
+    second.backend.close()
 
 
 def test_a_host_that_nobody_wants_is_removed(kept: Kept) -> None:
@@ -126,6 +185,8 @@ def test_without_networks_and_hosts_nothing_is_looked_up_in_the_subnets(kept: Ke
     kept.backend.sync([])
     for name in ("vnis", "overlaid", "vteps", "tunnel4", "tunnel6", "overlay4", "overlay6", "underlay4", "underlay6"):
         assert "elements" not in kept.nft("list", "set", "inet", "conetd", name)
+    assert "elements" not in kept.nft("list", "map", "inet", "conetd", "entry")
+    assert not {"output", "leaving"} & set(re.findall(r"chain (\w+) ", kept.nft("list", "chains")))
 
 
 def test_a_start_finds_tunnels_as_they_were_left(kept: Kept) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -13,8 +13,19 @@ from conetd.kernel.filter import NFLOG_DENIED
 from conetd.model import AddressRange, MarkRange, PortRange, Rule, Verdict, log_prefix
 from conetd.plan import Endpoint, EndpointPolicy
 from tests.kernel.filter_lab import both
-from tests.kernel.traffic import REFUSED, SILENT, Flow, Log
-from tests.kernel.tunnel_lab import MARKS, NETWORK, SUBNETS, TUNNEL, Container, TunnelLab, address, of
+from tests.kernel.traffic import REFUSED, SILENT, Flow, Frames, Log
+from tests.kernel.tunnel_lab import (
+    ANYBODY,
+    MARKS,
+    NETWORK,
+    SUBNETS,
+    TUNNEL,
+    Container,
+    TunnelLab,
+    address,
+    of,
+    send_datagram,
+)
 
 Pair = tuple[Container, Container]
 
@@ -188,6 +199,29 @@ def test_the_hosts_own_marks_are_no_identities(tunnel: TunnelLab, flow: Flow) ->
         assert tunnel.reach(tunnel.two.netns, flow, there) == str(address(4)[flow.family])
     finally:
         tunnel.two.netns.run("nft", "delete table inet foreign")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_identity_inside_a_tunnel_of_somebody_else_is_none_of_the_tunnel_around_it(
+    tunnel: TunnelLab, family: int
+) -> None:
+    host, there = tunnel.one.netns, tunnel.c.addresses[family]
+    far = {4: "198.51.100.7", 6: "2001:db8::7"}[family]
+    ends = ("local", str(address(3)[family]), "remote", str(there))
+    host.run("ip", "link", "add", "theirs0", "mtu", "1300", "type", "vxlan", "id", "9", "dstport", "4790", *ends)
+    host.run("ip", "link", "set", "theirs0", "up")
+    try:
+        host.run("ip", "route", "add", far, "dev", "theirs0")
+        host.run("ip", "neigh", "add", far, "lladdr", "02:00:00:00:00:07", "dev", "theirs0", "nud", "permanent")
+        with Frames(tunnel.c.netns) as frames:
+            for ingress, arrives in ((ANYBODY, True), (of("a"), False)):
+                tunnel.policy(tunnel.c, ingress=[ingress])
+                tunnel.two.netns.run("conntrack", "-F")
+                word = f"inside {arrives}".encode()
+                send_datagram(tunnel.a.netns, ip_address(far), word)
+                assert frames.arrives(word) is arrives
+    finally:
+        host.run("ip", "link", "del", "theirs0")
 
 
 def test_where_hosts_have_not_agreed_on_identities_none_comes_out_of_the_tunnel(tunnel: TunnelLab, flow: Flow) -> None:

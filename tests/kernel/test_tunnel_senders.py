@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +12,20 @@ from pytest_netns import Netns
 
 from conetd.model import IPAddress
 from conetd.plan import EndpointPolicy
-from tests.kernel.traffic import TCP, Flow, Frames, ethernet, send_frame, udp_packet
+from tests.kernel.traffic import (
+    PATIENCE_S,
+    SILENCE_S,
+    SILENT,
+    TCP,
+    UDP,
+    Flow,
+    Frames,
+    ask,
+    connect,
+    ethernet,
+    send_frame,
+    udp_packet,
+)
 from tests.kernel.tunnel_lab import (
     FOREIGN_VNI,
     PORT,
@@ -157,9 +172,105 @@ def test_nothing_goes_into_a_tunnel_from_the_world(tunnel: TunnelLab, family: in
         assert not frames.arrives(b"of a stranger")
 
 
-def test_a_mark_around_the_packet_is_no_identity_of_what_is_inside(tunnel: TunnelLab, family: int) -> None:
+@pytest.mark.parametrize("where", ["prerouting priority -310", "prerouting priority -150", "input priority -150"])
+def test_a_mark_around_the_packet_is_no_identity_of_what_is_inside(tunnel: TunnelLab, family: int, where: str) -> None:
     tunnel.policy(tunnel.a, ingress=[of("d")])
-    marking = f"chain c {{ type filter hook prerouting priority -310; iif up0 meta mark set {0x800D}; }}"
+    marking = f"chain c {{ type filter hook {where}; iif up0 meta mark set {0x800D}; }}"
     with rules_of_a_stranger(tunnel.one.netns, marking):
         assert arrives_at_a(tunnel, family, identity=0x800D)
         assert not arrives_at_a(tunnel, family)
+
+
+def counted(netns: Netns) -> int:
+    """Packets that a chain of the stranger's has counted."""
+    found = re.search(r"packets (\d+)", netns.run("nft", "list", "table", "inet", "theirs").stdout)
+    assert found is not None
+    return int(found[1])
+
+
+def test_an_identity_is_no_mark_of_the_datagram_around_it(tunnel: TunnelLab, family: int) -> None:
+    flow, there = Flow(UDP, family), tunnel.c.addresses[family]
+    tunnel.serve(tunnel.c.netns, flow)
+    counting = "chain c {{ type filter hook postrouting priority 300; oif up0 udp dport 4789 {} counter; }}"
+    for match, seen in (("meta mark & 0xffff != 0", False), ("meta mark & 0xffff == 0", True)):
+        with rules_of_a_stranger(tunnel.one.netns, counting.format(match)):
+            assert tunnel.reach(tunnel.a.netns, flow, there) == str(tunnel.a.addresses[family])
+            assert bool(counted(tunnel.one.netns)) is seen
+
+
+def tracked(netns: Netns, port: int) -> str:
+    """The connections to a UDP port that a host knows, of both IP versions."""
+    listed = [netns.run("conntrack", "-L", "-f", name, "-p", "udp").stdout for name in ("ipv4", "ipv6")]
+    return "".join(line for one in listed for line in one.splitlines(keepends=True) if f"dport={port} " in line)
+
+
+def test_encapsulated_packets_are_no_connections(tunnel: TunnelLab, family: int) -> None:
+    flow, there = Flow(UDP, family), tunnel.c.addresses[family]
+    tunnel.serve(tunnel.c.netns, flow)
+    assert tunnel.reach(tunnel.a.netns, flow, there) == str(tunnel.a.addresses[family])
+    for host in (tunnel.one.netns, tunnel.two.netns):
+        assert tracked(host, 8080), "what is inside is"
+        assert not tracked(host, PORT)
+
+
+def test_other_datagrams_to_the_tunnels_port_are_connections_as_ever(tunnel: TunnelLab, family: int) -> None:
+    with Frames(tunnel.one.netns, "up0") as frames:
+        send_datagram(tunnel.stranger, UNDERLAY["one"][family], vxlan(b"another's", FOREIGN_VNI))
+        assert frames.arrives(b"another's")
+    send_datagram(tunnel.one.netns, STRANGER[family], vxlan(b"another's", FOREIGN_VNI))
+    deadline = time.monotonic() + PATIENCE_S
+    while len(tracked(tunnel.one.netns, PORT).splitlines()) != 2:
+        assert time.monotonic() < deadline
+
+
+def test_after_it_is_dropped_nothing_passes_either_way_though_its_link_is_up(tunnel: TunnelLab, family: int) -> None:
+    flow = Flow(TCP, family)
+    tunnel.serve(tunnel.a.netns, flow)
+    sock, _ = connect(tunnel.c.netns, flow, tunnel.a.addresses[family], 8080, PATIENCE_S)
+    with sock, Frames(tunnel.a.netns) as to_a, Frames(tunnel.b.netns) as to_b:
+        tunnel.one.backend.apply(drop=[("Endpoint", "a"), ("EndpointPolicy", "a")])
+        assert ask(sock, SILENCE_S) == SILENT
+        with pytest.raises(PermissionError):  # the kernel tells a sender in the same call that a packet was dropped
+            send_datagram(tunnel.one.netns, tunnel.a.addresses[family], b"from the host", 9)
+        assert not to_a.arrives(b"from the host")
+        kind = {4: 0x0800, 6: 0x86DD}[family]
+        for source, word in ((tunnel.a.addresses[family], b"from nobody"), (STRANGER[family], b"from elsewhere")):
+            packet = udp_packet(source, tunnel.b.addresses[family], word)
+            send_frame(tunnel.a.netns, ethernet("ee:ee:ee:ee:ee:ee", tunnel.a.mac, kind, packet))
+            assert not to_b.arrives(word)
+
+
+def test_without_a_policy_it_says_nothing(tunnel: TunnelLab, family: int) -> None:
+    with Frames(tunnel.b.netns) as frames:
+        send_datagram(tunnel.a.netns, tunnel.b.addresses[family], b"with a policy", 9)
+        assert frames.arrives(b"with a policy")
+        tunnel.one.backend.apply(drop=[("EndpointPolicy", "a")])
+        send_datagram(tunnel.a.netns, tunnel.b.addresses[family], b"without a policy", 9)
+        assert not frames.arrives(b"without a policy")
+
+
+def test_a_container_speaks_with_no_address_but_its_own(tunnel: TunnelLab, family: int) -> None:
+    kind, gateway = {4: 0x0800, 6: 0x86DD}[family], "ee:ee:ee:ee:ee:ee"
+    with Frames(tunnel.b.netns) as frames:
+        for source, word, heard in (
+            (tunnel.a, b"own address", True),
+            (tunnel.c, b"another's address", False),
+            (tunnel.b, b"the receiver's address", False),
+        ):
+            packet = udp_packet(source.addresses[family], tunnel.b.addresses[family], word)
+            send_frame(tunnel.a.netns, ethernet(gateway, tunnel.a.mac, kind, packet))
+            assert frames.arrives(word) is heard
+
+
+def test_what_another_host_sends_through_this_one_is_a_connection(tunnel: TunnelLab, family: int) -> None:
+    there, via = STRANGER[tunnel.family], UNDERLAY["one"][tunnel.family]
+    route = ("ip", f"-{tunnel.family}", "route")
+    tunnel.two.netns.run(*route, "add", str(there), "via", str(via))
+    frame = ethernet(vtep_mac("absent"), vtep_mac("two"), {4: 0x0800, 6: 0x86DD}[family], b"on its way")
+    try:
+        with Frames(tunnel.stranger) as frames:
+            send_datagram(tunnel.two.netns, there, vxlan(frame))
+            assert frames.arrives(b"on its way")
+        assert tracked(tunnel.one.netns, PORT)
+    finally:
+        tunnel.two.netns.run(*route, "del", str(there))

@@ -154,7 +154,7 @@ def _rules(listed: str) -> Iterator[str]:
     for line in map(str.strip, listed.splitlines()):
         if line.endswith("{") and "=" not in line:
             within = line.removesuffix(" {")
-        elif within.startswith("set closed"):
+        elif within.startswith(("set closed", "chain closed")):
             continue
         elif within.startswith("chain"):
             yield f"{within}: {line}"

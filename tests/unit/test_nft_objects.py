@@ -21,6 +21,7 @@ from conetd.policy.boxes import Box
 V4, V6 = ip_address("10.1.0.2"), ip_address("fd01::2")
 NETWORK = NetworkFilter("net", (ip_network("10.1.0.0/24"), ip_network("fd01::/64")), "br0")
 ENDPOINT = Endpoint("key", "net", "web-1", "br0", (V4, V6), "02:00:0a:01:00:02", "cv0")
+ROUTED = replace(ENDPOINT, interface="cv0", port=None)
 POLICY = EndpointPolicy("key")
 
 
@@ -54,7 +55,9 @@ def test_without_an_endpoint_there_is_nothing() -> None:
 
 
 def test_without_a_policy_its_link_is_known_and_nothing_it_says_is_its_own() -> None:
-    assert sets(ENDPOINT, None, NETWORK) == {"ours", "ports"}
+    assert sets(ENDPOINT, None, NETWORK) == {"ours", "ports", "entry"}
+    shut = ("entry", name_key("cv0"), wire.verdict_data(wire.DROP))
+    assert shut in of_attachment(ROUTED, None, replace(NETWORK, interface=None)).elements
 
 
 def test_without_its_network_nobody_judges_and_so_nothing_leaves() -> None:
@@ -72,9 +75,28 @@ def test_a_container_without_ipv6_has_no_link_local_address_either() -> None:
     assert not {"source6", "port6", "egress6"} & sets(replace(ENDPOINT, addresses=(V4,)), POLICY, NETWORK)
 
 
-def test_only_a_marked_endpoint_is_in_the_marks() -> None:
-    assert "mark4" not in sets(ENDPOINT, POLICY, NETWORK)
-    assert {"mark4", "mark6"} <= sets(replace(ENDPOINT, mark=7), POLICY, NETWORK)
+def test_behind_a_bridge_the_way_to_a_mark_is_by_the_address() -> None:
+    assert "m-key" not in chains(POLICY)
+    contributed = of_attachment(replace(ENDPOINT, mark=7), POLICY, NETWORK)
+    (chain,) = (one for one in contributed.chains if one.name.startswith("m-"))
+    marked = {name_key("br0") + one.packed for one in (V4, V6)}
+    assert {key for _, key, data in contributed.elements if data == wire.verdict_data(wire.GOTO, chain.name)} == marked
+
+
+def test_an_interface_of_its_own_leads_to_a_chain_that_knows_its_addresses() -> None:
+    contributed = of_attachment(ROUTED, POLICY, replace(NETWORK, interface=None))
+    (chain,) = (one for one in contributed.chains if one.name.startswith("s-"))
+    assert ("entry", name_key("cv0"), wire.verdict_data(wire.GOTO, chain.name)) in contributed.elements
+    assert not {"source4", "source6"} & {name for name, _, _ in contributed.elements}
+    assert words(chain).count("web-1: own address") == 3
+
+
+def test_an_interface_that_is_shared_leads_to_the_addresses_of_all() -> None:
+    shared = ("entry", name_key("br0"), wire.verdict_data(wire.GOTO, "source"))
+    for network in (NETWORK, replace(NETWORK, interface=None), None):
+        assert shared in of_attachment(ENDPOINT, POLICY, network).elements
+    assert shared in of_attachment(replace(ENDPOINT, port=None), POLICY, NETWORK).elements
+    assert shared in of_network(NETWORK).elements
 
 
 def test_host_access_is_given_to_the_interface_the_containers_come_in_by() -> None:
@@ -286,6 +308,27 @@ def test_the_link_of_a_dropped_endpoint_is_shut_and_opened_when_it_comes_back() 
     assert change.closed == [("closed_ports", name_key("cv0"))]
     mirror.commit(change)
     assert mirror.change([ENDPOINT], ()).reopened == [("closed_ports", name_key("cv0"))]
+
+
+def test_a_link_that_passes_to_another_endpoint_is_not_shut() -> None:
+    own = replace(NETWORK, interface=None)
+    mirror = Mirror([own, ROUTED])
+    change = mirror.change([replace(ROUTED, key="next")], [("Endpoint", "key")])
+    assert not change.closed
+    assert change.reopened == [("closed", name_key("cv0"))]
+
+
+def test_chains_at_hooks_come_and_go_with_the_networks_that_need_them() -> None:
+    mirror = Mirror([NETWORK])
+    over = replace(NETWORK, key="over", interface=None, tunnel=TUNNEL)
+    change = mirror.change([replace(NETWORK, isolated=True), over], ())
+    assert change.needed == {"mapped", "output", "leaving"}
+    mirror.commit(change)
+    assert not mirror.change([replace(NETWORK, key="more", interface="br1", isolated=True)], ()).needed
+    change = mirror.change((), [("NetworkFilter", "over")])
+    assert change.unneeded == {"output", "leaving"}
+    mirror.commit(change)
+    assert mirror.optional == {"mapped"}
 
 
 def test_looking_ahead_leaves_the_mirror_as_it_is() -> None:

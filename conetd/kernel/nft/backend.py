@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from conetd.errors import KernelError
 from conetd.kernel.netlink import NETLINK_NETFILTER, Netlink
 from conetd.kernel.nft import listing as listings
 from conetd.kernel.nft import skeleton
 from conetd.kernel.nft.batch import Batch
+from conetd.kernel.nft.change import Change, Place
 from conetd.kernel.nft.compare import compare, repair
+from conetd.kernel.nft.inet_table import WHILE_CLOSED
 from conetd.kernel.nft.listing import Listing
-from conetd.kernel.nft.mirror import Change, Mirror, Place
+from conetd.kernel.nft.mirror import Mirror
 from conetd.kernel.nft.sets import CLOSED, CLOSED_FOR_S
 from conetd.plan import Drift, FilterObject
 
@@ -99,8 +101,9 @@ class NftablesBackend:
             for unit in change.units:
                 (prepare if unit.live else switch).prepare(unit)
                 switch.switch(unit)
-            switch.close(change.closed)
-            switch.reopen([place for place in change.reopened if place in self._closed])
+            self._write_links(switch, change.closed, [place for place in change.reopened if place in self._closed])
+            switch.add_optional(sorted(change.needed))
+            switch.remove_optional(sorted(change.unneeded))
             if self._send_both(prepare, switch) is None:
                 self._mirror.commit(change)
                 self._note_links(change.closed, change.reopened)
@@ -117,10 +120,14 @@ class NftablesBackend:
         work = repair(listing, mirror, prune=prune)
         shut = [*work.shut, *(self._closed if listing.unsound else ())]
         links = mirror.links
-        work.switch.close([place for place in {*shut, *closed} if place not in links])
-        work.switch.reopen(
-            [place for place in links if place in self._closed or place[1] in listing.elements.get(place[0], ())]
-        )
+        found = {(name, key) for name in CLOSED for key in listing.elements.get(name, ())}
+        closing = {*shut, *closed}.difference(links)
+        work.switch.close(closing)
+        work.switch.reopen([place for place in links if place in self._closed or place in found])
+        if _asked_of_packets({*found, *closing}.difference(links)):
+            work.switch.add_optional(name for name in WHILE_CLOSED if name not in listing.optional)
+        else:
+            work.switch.remove_optional(name for name in WHILE_CLOSED if name in listing.optional)
         self._generation = before
         refused = self._send_both(work.prepare, work.switch)
         if refused is not None:
@@ -130,7 +137,7 @@ class NftablesBackend:
         self._known = True
         self._suspect = False
         # Those of an earlier run, too: whoever kept a link shut then does not remember it now.
-        self._note_links([(name, key) for name in CLOSED for key in listing.elements.get(name, ())], ())
+        self._note_links(found, ())
         self._note_links([*shut, *closed], links)
         return drift
 
@@ -176,9 +183,20 @@ class NftablesBackend:
         gone = [place for place in self._closed if not _exists(place[1])]
         if gone:
             batch = Batch()
-            batch.reopen(gone)
+            self._write_links(batch, (), gone)
             if self._send(batch) is None:
                 self._note_links((), gone)
+
+    def _write_links(self, batch: Batch, closed: Collection[Place], reopened: Collection[Place]) -> None:
+        """Shut and reopen links."""
+        batch.close(closed)
+        batch.reopen(reopened)
+        before = _asked_of_packets(self._closed)
+        after = _asked_of_packets({*self._closed, *closed}.difference(reopened))
+        if after and not before:
+            batch.add_optional(WHILE_CLOSED)
+        elif before and not after:
+            batch.remove_optional(WHILE_CLOSED)
 
     def _note_links(self, closed: Iterable[Place], opened: Iterable[Place]) -> None:
         now = time.monotonic()
@@ -191,6 +209,11 @@ class NftablesBackend:
             if now - since < CLOSED_FOR_S:
                 return
             del self._closed[place]
+
+
+def _asked_of_packets(closed: Iterable[Place]) -> bool:
+    """Whether links are among them for which packets are asked, and not frames."""
+    return any(name == CLOSED[0] for name, _ in closed)
 
 
 def _exists(link: bytes) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from conetd.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import Chain, RuleWriter
+from conetd.kernel.nft.change import Place, UnitChange
 from conetd.kernel.nft.elements import Element
-from conetd.kernel.nft.mirror import Place, UnitChange
 from conetd.kernel.nft.sets import SETS, TABLE
+from conetd.kernel.nft.skeleton import OPTIONAL
 
 _WHERE = {name: wire.place(TABLE, name) for name in SETS}
 
@@ -78,20 +79,38 @@ class Batch:
             messages = _messages(wire.NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, name, written)
             self._added += ((one, label) for one in messages)
 
-    def close(self, places: Sequence[Place], label: str = "") -> None:
+    def close(self, places: Iterable[Place]) -> None:
         """Shut links that may be shut already."""
         for name, key in places:
-            self._added += (
-                (one, label) for one in _messages(wire.NEWSETELEM, NLM_F_CREATE, name, [_element(name, key)])
-            )
+            self._ensure(self._added, name, key)
 
-    def reopen(self, places: Sequence[Place], label: str = "") -> None:
+    def reopen(self, places: Iterable[Place]) -> None:
         """Open links that may not be shut."""
         for name, key in places:
             # deleting what has timed out by now would be an error
-            element = [_element(name, key)]
-            self._deleted += ((one, label) for one in _messages(wire.NEWSETELEM, NLM_F_CREATE, name, element))
-            self._deleted += ((one, label) for one in _messages(wire.DELSETELEM, 0, name, element))
+            self._ensure(self._deleted, name, key)
+            self._deleted += ((one, "") for one in _messages(wire.DELSETELEM, 0, name, [_element(name, key)]))
+
+    def add_optional(self, names: Iterable[str]) -> None:
+        """Put optional chains that may be there already at their hooks."""
+        for name in names:
+            self._make_optional(name)
+            self._rules += ((one, f"chain {name}") for one in self._writer.messages(OPTIONAL[name].chain))
+
+    def remove_optional(self, names: Iterable[str]) -> None:
+        """Remove optional chains that may not be there."""
+        for name in names:
+            self._make_optional(name)  # deleting what is not there would be an error
+            self._last.append((wire.delete_chain(wire.INET, TABLE, name), f"chain {name}"))
+
+    def _make_optional(self, name: str) -> None:
+        one, label = OPTIONAL[name], f"chain {name}"
+        make = wire.new_base_chain(wire.INET, TABLE, name, one.kind, one.hook, one.priority, exclusive=False)
+        self._chains.append((make, label))
+        self._flushed.append((wire.flush_chain(wire.INET, TABLE, name), label))
+
+    def _ensure(self, messages: list[tuple[bytes, str]], name: str, key: bytes) -> None:
+        messages += ((one, "") for one in _messages(wire.NEWSETELEM, NLM_F_CREATE, name, [_element(name, key)]))
 
     def __bool__(self) -> bool:
         return any((self._first, self._deleted, self._chains, self._flushed, self._rules, self._added, self._last))

@@ -15,17 +15,21 @@ from conetd.kernel.netlink import NLM_F_CREATE
 from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft import wire
 
-_ANONYMOUS = wire.SET_ANONYMOUS | wire.SET_CONSTANT | wire.SET_INTERVAL | wire.SET_CONCAT
+_ANONYMOUS = wire.SET_ANONYMOUS | wire.SET_CONSTANT
 _FIRST_ANONYMOUS_ID = 1000  # set ids name sets within one batch; those of the skeleton are smaller
-PREFIXES = ("e-", "h-", "i-", "l-", "m-", "n-", "t-", "w-")
+PREFIXES = ("e-", "h-", "i-", "l-", "m-", "n-", "p-", "s-", "t-", "w-")
 """How the names of chains begin that are made for objects: what an endpoint sends out, what reaches the host, what
-comes in to an endpoint, what is logged, marks, what a network denies, tunnels, what stays within a network."""
+comes in to an endpoint, what is logged, marks, what a network denies, a policy that several have, who speaks by an
+interface of its own, tunnels, what stays within a network."""
 _WORDS_MAX = 90  # bytes of a comment that are words; nft's limit for the whole is 127
 
 
 @dataclass(frozen=True, slots=True)
 class AnonymousSet:
-    """Disjoint intervals of a concatenation, looked up at register 0; `elements` as the wire has them."""
+    """A set that is looked up at register 0; `elements` as the wire has them.
+
+    With the lengths of `fields` they are disjoint intervals of a concatenation, without any they are single keys.
+    """
 
     type: tuple[int, int]
     fields: tuple[int, ...]
@@ -134,7 +138,7 @@ class RuleWriter:
             self._family,
             self._table,
             "__set%d",
-            _ANONYMOUS,
+            _ANONYMOUS | (wire.SET_INTERVAL | wire.SET_CONCAT if wanted.fields else 0),
             wanted.type,
             self._next_id,
             fields=wanted.fields,

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 from conetd.kernel.nft import skeleton, wire
 from conetd.kernel.nft.batch import Batch
+from conetd.kernel.nft.change import Place, Unit
 from conetd.kernel.nft.elements import Element
+from conetd.kernel.nft.inet_table import WHILE_CLOSED
 from conetd.kernel.nft.listing import Listing
-from conetd.kernel.nft.mirror import Mirror, Place, Unit
+from conetd.kernel.nft.mirror import Mirror
+from conetd.kernel.nft.senders import FROM_BRIDGE
 from conetd.kernel.nft.sets import SETS
 from conetd.plan import Drift
 
 _NOBODY = "packet filter"
 _LEADING_OUT = ("egress4", "egress6", "network")  # without them a container's new connections are dropped
-_IDENTITY = ("mark4", "mark6", "tunnels")  # whose chains say who speaks, and let nothing through by that
+_IDENTITY = ("source4", "source6", "entry")  # which say who speaks, and let nothing through by that
 
 
 def compare(listing: Listing, mirror: Mirror, units: Collection[Unit], *, prune: bool = False) -> list[Drift]:
@@ -24,7 +27,8 @@ def compare(listing: Listing, mirror: Mirror, units: Collection[Unit], *, prune:
         if not listing.present and not mirror.objects:
             return []  # the first start on this host
         return [Drift(skeleton.NAMES[family], reason) for family, reason in listing.unsound.items()]
-    found: list[Drift] = []
+    lacking = sorted(mirror.optional - listing.optional)
+    found = [Drift(skeleton.NAMES[wire.INET], f"lacks its chain {name}") for name in lacking]
     for unit in units:
         holding = mirror.holdings[unit]
         label = mirror.label(unit)
@@ -63,13 +67,16 @@ def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> Repair:
     """What to do about the differences; with `prune`, also about what nobody should have."""
     found = Repair(Batch(), Batch(), [])
     made_anew = bool(listing.unsound)
+    found.prepare.add_optional(sorted(mirror.optional - listing.optional))
     if made_anew:
         whole = "nftables tables"
         found.prepare.before_all(skeleton.remove(listing.present), whole)
         found.prepare.before_all(skeleton.create(), whole)
         listing = Listing(elements={name: {} for name in SETS})
+    made: set[str] = set()
     for unit, holding in mirror.holdings.items():
-        wrong = {name for name, fingerprint in holding.chains.items() if listing.chains.get(name) != fingerprint}
+        wrong = {name for name, fingerprint in holding.chains.items() if listing.chains.get(name) != fingerprint} - made
+        made |= wrong
         if wrong:
             label = mirror.label(unit)
             for chain in mirror.contribution(unit).chains:
@@ -80,10 +87,13 @@ def repair(listing: Listing, mirror: Mirror, *, prune: bool) -> Repair:
         _close(found.prepare, listing, mirror)
     _repair_elements(found.switch, listing, mirror)
     if prune:
-        for place, _ in _surplus(listing, mirror):
+        found.switch.remove_optional(sorted(listing.optional - mirror.optional - {*WHILE_CLOSED}))
+        for place, data in _surplus(listing, mirror):
             found.switch.delete([place], _NOBODY)
             if place[0] == "ports":
                 found.shut.append(("closed_ports", place[1]))
+            if place[0] == "entry" and data != FROM_BRIDGE and place[1] not in listing.elements["vteps"]:
+                found.shut.append(("closed", place[1]))
         for name in _surplus_chains(listing, mirror):
             found.switch.delete_chain(name, _NOBODY)
     return found

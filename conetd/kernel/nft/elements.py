@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import Chain
 from conetd.model import IPNetwork
@@ -31,6 +32,11 @@ NOTHING = Contribution()
 def name_key(name: str) -> bytes:
     """An interface's name as a key."""
     return name.encode().ljust(16, b"\0")
+
+
+def version_key(family: int) -> bytes:
+    """An IP version as a key."""
+    return bytes((e.NFPROTO_OF[family],))
 
 
 def mac_bytes(mac: str) -> bytes:

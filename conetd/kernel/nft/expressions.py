@@ -15,7 +15,7 @@ from conetd.kernel.nft.wire import GOTO, JUMP, LIST_ELEM, u32, value, verdict_da
 _REG32 = 8
 _VERDICT_REGISTER = 0
 # linux/netfilter/nf_tables.h: nft_meta_keys, nft_ct_keys, nft_payload_bases
-MARK, IIFNAME, OIFNAME, NFPROTO, L4PROTO, PKTTYPE = 3, 6, 7, 15, 16, 19
+MARK, IIF, IIFNAME, OIFNAME, NFPROTO, L4PROTO, PKTTYPE = 3, 4, 6, 7, 15, 16, 19
 CT_STATE, CT_STATUS, CT_MARK = 0, 2, 3
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 NFPROTO_OF = {4: 2, 6: 10}
@@ -152,6 +152,11 @@ def dnat(family: int, address: int, port: int) -> bytes:
     """Change the destination to the address and port in these registers."""
     registers = (u32(3, _register(address)), u32(5, _register(port)))
     return _expression("nat", u32(1, 1), u32(2, NFPROTO_OF[family]), *registers)
+
+
+def notrack() -> bytes:
+    """Keep connection tracking from looking at the packet; of use only before it does, at the priority raw."""
+    return nested(LIST_ELEM, text(1, "notrack"))
 
 
 def masquerade() -> bytes:

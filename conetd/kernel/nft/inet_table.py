@@ -31,8 +31,10 @@ from conetd.kernel.nft.matches import (
     state,
     status,
     tcp_that_begins_nothing,
+    udp,
     words,
 )
+from conetd.plan import NetworkFilter
 
 # linux/netfilter_ipv4.h
 _RAW, _DSTNAT, _AFTER_DSTNAT, _FILTER, _SRCNAT, _AFTER_SRCNAT = -300, -100, -99, 0, 100, 101
@@ -43,35 +45,33 @@ _HOST_PROHIBITED, _ADMIN_PROHIBITED = 10, 1  # ICMP type 3, ICMPv6 type 1
 
 
 def _prerouting() -> tuple[Chain | BaseChain, ...]:
-    """Only endpoints speak, in every packet whatever the flow, so that nothing passes once they are gone."""
-    mark = rules(
-        *((f"identity, IPv{family}", interface_and_source(family) + e.verdict_map(f"mark{family}")) for family in _BOTH)
+    """Only endpoints speak, in every packet whatever the flow, so that nothing passes once they are gone.
+
+    A look by the interface's name is the most that a rule costs, so one leads to all that is asked of a packet. No
+    link is in `entry` and shut at a time.
+    """
+    no_address = e.family_is(6) + e.source(6) + e.equal(bytes(16))
+    unspecified = rules(
+        ("duplicate address detection", no_address + icmpv6(_SOLICITATION) + accept()),
+        ("of nobody", drop()),
     )
-    unspecified = e.family_is(6) + e.source(6) + e.equal(bytes(16))
     source = rules(
         ("encapsulated by a container", tunnel_table.encapsulated() + drop()),
         *(
-            (
-                f"of an endpoint, IPv{family}",
-                interface_and_source(family) + e.lookup(f"source{family}") + e.goto("mark"),
-            )
+            (f"of an endpoint, IPv{family}", interface_and_source(family) + e.verdict_map(f"source{family}"))
             for family in _BOTH
         ),
-        ("duplicate address detection", unspecified + icmpv6(_SOLICITATION) + accept()),
-        ("of nobody", drop()),
+        ("of none", e.goto("unspecified")),
     )
     entry = rules(
-        ("from a link that is shut", interface("closed") + drop()),
-        ("from an interface of ours", interface("ours") + e.goto("source")),
+        ("from an interface of ours, or a tunnel", e.meta(e.IIFNAME) + e.verdict_map("entry")),
         *tunnel_table.entry(),
     )
-    exit_ = rules(("to a link that is shut", interface("closed", e.OIFNAME) + drop()))
     return (
         *tunnel_table.chains(),
-        Chain("mark", mark),
+        Chain("unspecified", unspecified),
         Chain("source", source),
         BaseChain("filter", PREROUTING, _RAW, Chain("prerouting", entry)),
-        BaseChain("filter", POSTROUTING, _RAW, Chain("postrouting", exit_)),
     )
 
 
@@ -106,32 +106,20 @@ def _nat() -> tuple[Chain | BaseChain, ...]:
     mapped_bit = e.meta(e.MARK) + e.masked(
         struct.pack("=I", ~MAPPED_BIT & 0xFFFFFFFF), xor=struct.pack("=I", MAPPED_BIT)
     )
-    mapped = rules(
+    to_isolated = rules(
         *(
-            (
-                f"mapped into an isolated network, IPv{family}",
-                status(e.IPS_DST_NAT, on=True) + pair(family, f"isolated{family}") + mapped_bit + e.set_mark(),
-            )
+            (f"into an isolated network, IPv{family}", pair(family, f"isolated{family}") + mapped_bit + e.set_mark())
             for family in _BOTH
         )
     )
     redirect = rules(("published ports", e.jump("publish")))
     return (
         Chain("publish", publish),
+        Chain("to_isolated", to_isolated),
         BaseChain("nat", PREROUTING, _DSTNAT, Chain("nat_prerouting", redirect)),
         BaseChain("nat", OUTPUT, _DSTNAT, Chain("nat_output", redirect)),
-        BaseChain("filter", PREROUTING, _AFTER_DSTNAT, Chain("mapped", mapped)),
         BaseChain("nat", POSTROUTING, _SRCNAT, Chain("nat_postrouting", _masquerade())),
-        # Marks mean something only beside the addresses that were marked: on the other host the sender would pass for
-        # a container of the tunnel's network.
-        BaseChain("filter", POSTROUTING, _AFTER_SRCNAT, Chain("translated", _unmarked(status(e.IPS_SRC_NAT, on=True)))),
-        BaseChain("filter", OUTPUT, _FILTER, Chain("output", _unmarked(b""))),
     )
-
-
-def _unmarked(which: bytes) -> tuple[KernelRule, ...]:
-    words = "into a tunnel, from no container of its network"
-    return rules((words, tunnel_table.into_tunnel() + which + tunnel_table.mark_with(0)))
 
 
 def _masquerade() -> tuple[KernelRule, ...]:
@@ -253,7 +241,8 @@ def _input() -> tuple[Chain | BaseChain, ...]:
         *((f"to a published port, IPv{family}", _mapped(family) + drop()) for family in _BOTH),
     )
     entry = rules(
-        ("encapsulated, for a network of ours", tunnel_table.encapsulated() + e.goto("outer")),
+        ("may be encapsulated", udp() + e.jump("outer")),
+        ("known flow", known_flow() + accept()),
         ("of no flow, and no beginning of one", state(e.CT_INVALID) + e.jump("stray")),
         ("from a container", interface("ours") + e.goto("to_host")),
         ("from a container of another host", interface("vteps") + e.goto("to_host")),
@@ -268,3 +257,26 @@ def _input() -> tuple[Chain | BaseChain, ...]:
 def chains() -> tuple[Chain | BaseChain, ...]:
     """Every fixed chain; one that others lead to stands before them."""
     return _prerouting() + _nat() + _forward() + _input()
+
+
+WHILE_CLOSED = ("closed_in", "closed_out")
+"""The chains that are there while any link is shut for packets."""
+
+
+def optional() -> tuple[BaseChain, ...]:
+    """The chains that are there only while they have something to do: each costs every packet at its hook."""
+    mapped = rules(("mapped", status(e.IPS_DST_NAT, on=True) + e.goto("to_isolated")))
+    closed_in = rules(("from a link that is shut", interface("closed") + drop()))
+    closed_out = rules(("to a link that is shut", interface("closed", e.OIFNAME) + drop()))
+    return (
+        BaseChain("filter", PREROUTING, _RAW, Chain("closed_in", closed_in)),
+        BaseChain("filter", POSTROUTING, _RAW, Chain("closed_out", closed_out)),
+        BaseChain("filter", PREROUTING, _AFTER_DSTNAT, Chain("mapped", mapped)),
+        BaseChain("filter", OUTPUT, _RAW, Chain("output", tunnel_table.own_rules())),
+        BaseChain("filter", POSTROUTING, _AFTER_SRCNAT, Chain("leaving", tunnel_table.leaving_rules())),
+    )
+
+
+def optional_of(network: NetworkFilter) -> tuple[str, ...]:
+    """Which of the optional chains a network needs."""
+    return (*(("mapped",) if network.isolated else ()), *(("output", "leaving") if network.tunnel else ()))

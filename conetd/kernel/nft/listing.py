@@ -12,7 +12,7 @@ from conetd.kernel.netlink import NLM_F_DUMP, Netlink, attributes, text
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import PREFIXES, recognised
 from conetd.kernel.nft.sets import SETS, TABLE, type_of
-from conetd.kernel.nft.skeleton import FIXED, HOOKS
+from conetd.kernel.nft.skeleton import FIXED, HOOKS, OPTIONAL
 from conetd.kernel.nft.wire import INET
 
 _HEADER = 4  # bytes of nfgenmsg before the attributes
@@ -26,6 +26,8 @@ class Listing:
     unsound: dict[int, str] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)
     """Fingerprint of each chain that is not fixed, empty if its rules are not as they were written."""
+    optional: set[str] = field(default_factory=set)
+    """The optional chains that are there."""
     elements: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     """Of each set the data of each key."""
 
@@ -73,13 +75,21 @@ def _read_table(netlink: Netlink, family: int, listing: Listing) -> None:
     if reason:
         listing.unsound[family] = reason
         return
-    listing.chains.update((name, mark) for name, mark in fingerprints.items() if name not in FIXED[family])
+    if family == INET:
+        listing.optional.update(OPTIONAL.keys() & hooks.keys())
+    listing.chains.update(
+        (name, mark)
+        for name, mark in fingerprints.items()
+        if name not in FIXED[family] and name not in listing.optional
+    )
 
 
 def _unsound(
     family: int, hooks: Mapping[str, object], fingerprints: Mapping[str, str], sets: Mapping[str, tuple[int, int, int]]
 ) -> str:
-    for name, wanted in FIXED[family].items():
+    optional = {name: one.chain.fingerprint for name, one in OPTIONAL.items() if family == INET and name in hooks}
+    known = {**FIXED[family], **optional}
+    for name, wanted in known.items():
         if name not in hooks:
             return f"lacks its chain {name}"
         if hooks[name] != HOOKS[family].get(name):
@@ -87,7 +97,7 @@ def _unsound(
         if fingerprints[name] != wanted:
             return f"has other rules in its chain {name}"
     for name in hooks:
-        if name not in FIXED[family] and (family != INET or name[:2] not in PREFIXES):
+        if name not in known and (family != INET or name[:2] not in PREFIXES):
             return f"has a chain {name} that is none of ours"
     wanted_sets = {spec.name: (spec.flags, *type_of(spec.key)) for spec in SETS.values() if spec.family == family}
     if sets != wanted_sets:

@@ -1,24 +1,19 @@
 """What the tables should hold for the objects in force, and what has to change for others. Pure.
 
-Elements that several units share (a bridge's name) are counted, so that they go with the last one.
+Elements and chains that several units share (a bridge's name, a policy) are counted, so that they go with the last one.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from conetd.errors import KernelError
-from conetd.kernel.nft.chain import Chain
-from conetd.kernel.nft.elements import Contribution, Element, name_key
+from conetd.kernel.nft.change import Change, Holding, Identity, Place, Unit, UnitChange, settle
+from conetd.kernel.nft.elements import Contribution, name_key
+from conetd.kernel.nft.inet_table import optional_of
 from conetd.kernel.nft.objects import of_attachment, of_network
 from conetd.kernel.nft.tunnel_objects import of_peer
 from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter, TunnelPeer, identity
 
-Identity = tuple[str, str]
-Unit = tuple[str, str]  # NETWORK, PEER, ATTACHMENT or UPLINKS, and the key
-Place = tuple[str, bytes]  # of an element: set and key
 Uplink = tuple[int, str]  # IP version and interface
 
 NETWORK, PEER, ATTACHMENT, UPLINKS = "network", "tunnel peer", "attachment", "uplinks"
@@ -26,49 +21,7 @@ _KINDS = {"NetworkFilter": NETWORK, "TunnelPeer": PEER, "Endpoint": ATTACHMENT, 
 _OPENED: Unit = (UPLINKS, "")
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What one unit has in the tables: its elements, and its chains by name and fingerprint."""
-
-    elements: tuple[Element, ...]
-    chains: Mapping[str, str]
-
-
 _EMPTY = Holding((), {})
-
-
-@dataclass(slots=True)
-class UnitChange:
-    """What has to change for one unit. Elements that are deleted leave before any is added.
-
-    `live` units are in the tables already, so packets may be on their way to them.
-    """
-
-    unit: Unit
-    label: str
-    live: bool
-    delete: list[Place] = field(default_factory=list)
-    add: list[Element] = field(default_factory=list)
-    new_chains: list[Chain] = field(default_factory=list)
-    gone_chains: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.delete or self.add or self.new_chains or self.gone_chains)
-
-
-@dataclass(slots=True)
-class Change:
-    """From the objects in force to others: what to tell the kernel, and how the mirror looks after it."""
-
-    objects: dict[Identity, FilterObject | None]
-    holdings: dict[Unit, Holding]
-    counts: dict[Place, tuple[int, bytes]]
-    units: list[UnitChange]
-    closed: list[Place]
-    reopened: list[Place]
-
-    def __bool__(self) -> bool:
-        return bool(self.units or self.closed)
 
 
 class Mirror:
@@ -79,7 +32,9 @@ class Mirror:
         self.holdings: dict[Unit, Holding] = {}
         self.uplinks = frozenset(uplinks)
         self._counts: dict[Place, tuple[int, bytes]] = {}
+        self._chain_counts: dict[str, int] = {}
         self._attachments: dict[str, set[str]] = {}  # of each network
+        self._networks: dict[str, NetworkFilter] = {}
         self.commit(self.change(tuple(objects), (), self.uplinks))
 
     def __contains__(self, place: Place) -> bool:
@@ -96,6 +51,11 @@ class Mirror:
         """Of each endpoint, where its link would stand if it were shut."""
         return [place for one in self.objects.values() for place in _links(one)]
 
+    @property
+    def optional(self) -> set[str]:
+        """The optional chains that networks need."""
+        return _optional(self._networks.values())
+
     def units_of(self, objects: Iterable[FilterObject]) -> list[Unit]:
         """The units that these objects make up, as far as they have something in the tables."""
         wanted = {(_KINDS[kind], key): None for kind, key in map(identity, objects)}
@@ -108,7 +68,9 @@ class Mirror:
         other.holdings = dict(self.holdings)
         other.uplinks = self.uplinks
         other._counts = dict(self._counts)
+        other._chain_counts = dict(self._chain_counts)
         other._attachments = {network: set(members) for network, members in self._attachments.items()}
+        other._networks = dict(self._networks)
         other.commit(change)
         return other
 
@@ -129,20 +91,25 @@ class Mirror:
                 objects.pop(key, None)
             else:
                 objects[key] = wanted
-        change = Change(objects, {}, {}, [], [], [])
+        change = Change(objects, {}, {}, {}, [])
         for unit in self._touched(objects):
             self._change_unit(change, unit, self._contribution(unit, objects))
         if uplinks is not None:
             opened = tuple((f"opened{version}", name_key(name), b"") for version, name in sorted(set(uplinks)))
             self._change_unit(change, _OPENED, Contribution(opened))
-        _settle(change, self._counts)
+        settle(change, self._counts, self._chain_counts)
         for key, wanted_or_none in objects.items():
             if key[0] == "Endpoint":
                 self._change_links(change, self.objects.get(key), wanted_or_none)
+        change.closed = [place for place in change.closed if place not in change.reopened]
+        if any(kind == "NetworkFilter" for kind, _ in objects):
+            before, after = self.optional, _optional(self._networks_after(objects).values())
+            change.needed, change.unneeded = after - before, before - after
         return change
 
     def commit(self, change: Change) -> None:
         """Make the change: the kernel has it."""
+        self._networks = self._networks_after(change.objects)
         for key, wanted in change.objects.items():
             self._forget_member(key)
             if wanted is None:
@@ -161,6 +128,11 @@ class Mirror:
                 self._counts[place] = (count, data)
             else:
                 self._counts.pop(place, None)
+        for name, number in change.chain_counts.items():
+            if number:
+                self._chain_counts[name] = number
+            else:
+                self._chain_counts.pop(name, None)
 
     def contribution(self, unit: Unit) -> Contribution:
         """Work out again what a unit comes to, for its chains."""
@@ -229,6 +201,13 @@ class Mirror:
         change.closed += links_before - links_after
         change.reopened += links_after - links_before
 
+    def _networks_after(self, objects: Mapping[Identity, FilterObject | None]) -> dict[str, NetworkFilter]:
+        networks = {key for kind, key in objects if kind == "NetworkFilter"}
+        if not networks:
+            return self._networks
+        put = {one.key: one for one in objects.values() if isinstance(one, NetworkFilter)}
+        return {key: one for key, one in self._networks.items() if key not in networks} | put
+
     def _forget_member(self, key: Identity) -> None:
         before = self.objects.get(key)
         if isinstance(before, Endpoint):
@@ -238,43 +217,13 @@ class Mirror:
                 del self._attachments[before.network]
 
 
+def _optional(networks: Iterable[NetworkFilter]) -> set[str]:
+    return {name for one in networks for name in optional_of(one)}
+
+
 def _links(endpoint: FilterObject | None) -> set[Place]:
     if not isinstance(endpoint, Endpoint):
         return set()
     if endpoint.port is None:
         return {("closed", name_key(endpoint.interface))}
     return {("closed_ports", name_key(endpoint.port))}
-
-
-def _settle(change: Change, before: Mapping[Place, tuple[int, bytes]]) -> None:
-    """Count what is added, and leave to each unit only the elements that really come or go."""
-    for unit in change.units:
-        for name, key, data in unit.add:
-            place = (name, key)
-            count, held_data = change.counts.get(place) or before.get(place, (0, data))
-            if count and held_data != data:
-                taken = f"an element of {name} that another object has with other data: {key.hex()}"
-                raise KernelError("put", unit.label, errno.EEXIST, taken)
-            change.counts[place] = (count + 1, data)
-    seen: set[Place] = set()
-    for unit in change.units:
-        deleted = [place for place in unit.delete if _goes(place, change, before) and place not in seen]
-        seen.update(deleted)
-        unit.delete = deleted
-    added: set[Element] = set()
-    for unit in change.units:
-        fresh: list[Element] = []
-        for one in unit.add:
-            place = one[:2]
-            known = before.get(place)
-            if (known is None or known[0] == 0 or place in seen or known[1] != one[2]) and one not in added:
-                fresh.append(one)
-                added.add(one)
-        unit.add = fresh
-    change.units = [unit for unit in change.units if unit]
-
-
-def _goes(place: Place, change: Change, before: Mapping[Place, tuple[int, bytes]]) -> bool:
-    """Whether the kernel must delete the element: nobody has it any more, or its data changes."""
-    count, data = change.counts[place]
-    return count == 0 or data != before[place][1]

@@ -19,15 +19,13 @@ from conetd.kernel.nft.elements import (
     Element,
     ends,
     goes_to,
-    link_local,
-    mac_bytes,
-    mac_key,
     name_key,
     to_anything,
 )
 from conetd.kernel.nft.matches import unconfirmed
+from conetd.kernel.nft.senders import FROM_BRIDGE, of_sender, subject_of
 from conetd.kernel.nft.tunnel_objects import of_tunnel
-from conetd.kernel.nft.tunnel_table import IDENTITY_BITS, mark_with
+from conetd.kernel.nft.tunnel_table import IDENTITY_BITS
 from conetd.kernel.nft.verdicts import announce, deny, logs_accepted, verdict_rules
 from conetd.model import Rule, log_prefix
 from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, PortMapping
@@ -54,14 +52,13 @@ def of_attachment(
     """What an attachment comes to."""
     if endpoint is None:
         return NOTHING
-    elements = _link(endpoint, network)
+    sender = of_sender(endpoint, network, may_speak=policy is not None)
+    elements = [*_link(endpoint, network), *sender.elements]
     if policy is None:
         return Contribution(tuple(elements))
-    mark = _mark_chain(endpoint) if endpoint.mark else None
-    elements += _identity(endpoint, mark)
     for mapping in policy.ports:
         elements += _published(mapping)
-    chains = [mark] if mark is not None else []
+    chains = list(sender.chains)
     log_chain = ""
     every = (policy.rules, policy.ingress or (), policy.inside or (), network.rules if network else ())
     if any(logs_accepted(rules) for rules in every):
@@ -76,7 +73,9 @@ def of_attachment(
         elements += _spoken(endpoint, "inside", goes_to(inside))
         chains.append(inside)
     if policy.ingress is not None:
-        rules = tuple(_ingress(endpoint, policy, policy.ingress, network, log_chain))
+        shared = _shared_chain(endpoint, policy, policy.ingress)
+        chains += [shared] if shared else []
+        rules = tuple(_ingress(endpoint, policy, policy.ingress, network, log_chain, shared))
         ingress = Chain.addressed(f"i-{endpoint.key}", rules)
         elements += [(f"ingress{one.version}", one.packed, goes_to(ingress)) for one in endpoint.addresses]
         elements += _spoken(endpoint, "guarded", b"")
@@ -106,28 +105,6 @@ def _spoken(endpoint: Endpoint, name: str, data: bytes) -> list[Element]:
     return [(f"{name}{one.version}", interface + one.packed, data) for one in endpoint.addresses]
 
 
-def _mark_chain(endpoint: Endpoint) -> Chain:
-    # a chain and no number in the map: before Linux 6.13 no bits can be put together from two registers
-    return Chain.addressed(
-        f"m-{endpoint.key}", (KernelRule(f"{_subject(endpoint)} mark", (mark_with(endpoint.mark),)),)
-    )
-
-
-def _identity(endpoint: Endpoint, mark: Chain | None) -> list[Element]:
-    """Which packets and frames are the endpoint's own, and which chain marks them."""
-    interface = name_key(endpoint.interface)
-    mac = mac_bytes(endpoint.mac)
-    addresses = [(one.version, one.packed) for one in endpoint.addresses]
-    spoken = [*addresses, (6, link_local(mac))] if any(version == 6 for version, _ in addresses) else addresses
-    found: list[Element] = [(f"source{version}", interface + packed, b"") for version, packed in spoken]
-    if mark is not None:
-        found += _spoken(endpoint, "mark", goes_to(mark))
-    if endpoint.port is not None:
-        port = name_key(endpoint.port)
-        found += [(f"port{version}", port + mac_key(endpoint.mac) + packed, b"") for version, packed in spoken]
-    return found
-
-
 def _published(mapping: PortMapping) -> Iterator[Element]:
     family = mapping.to.version
     to = mapping.to.packed
@@ -148,6 +125,7 @@ def _network_elements(network: NetworkFilter) -> Iterator[Element]:
         interface = name_key(network.interface)
         yield "ours", interface, b""
         yield "bridges", interface, b""
+        yield "entry", interface, FROM_BRIDGE
         if network.host_access:
             yield "host_access", interface, b""
     for family in (4, 6):
@@ -210,7 +188,7 @@ def _network_chain(network: NetworkFilter) -> Chain | None:
 
 
 def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter, log_chain: str) -> Iterator[KernelRule]:
-    subject = _subject(endpoint)
+    subject = subject_of(endpoint)
     yield from _judged(endpoint, policy.rules, subject, log_chain, log_denied=policy.log_denied)
     if policy.log_denied or _logs(network):
         yield from _judged(endpoint, network.rules, f"{subject} network", log_chain, log_denied=policy.log_denied)
@@ -220,19 +198,47 @@ def _egress(endpoint: Endpoint, policy: EndpointPolicy, network: NetworkFilter, 
 def _inside(
     endpoint: Endpoint, policy: EndpointPolicy, rules: tuple[Rule, ...], log_chain: str
 ) -> Iterator[KernelRule]:
-    subject = f"{_subject(endpoint)} inside"
+    subject = f"{subject_of(endpoint)} inside"
     yield from _judged(endpoint, rules, subject, log_chain, log_denied=policy.log_denied)
     yield KernelRule(f"{subject} not allowed", (_deny(endpoint, policy),))
 
 
 def _ingress(
-    endpoint: Endpoint, policy: EndpointPolicy, rules: tuple[Rule, ...], network: NetworkFilter | None, log_chain: str
+    endpoint: Endpoint,
+    policy: EndpointPolicy,
+    rules: tuple[Rule, ...],
+    network: NetworkFilter | None,
+    log_chain: str,
+    shared: Chain | None,
 ) -> Iterator[KernelRule]:
-    subject = f"{_subject(endpoint)} ingress"
+    subject = f"{subject_of(endpoint)} ingress"
     if network is not None and network.tunnel is not None:
         yield from _remembered(endpoint, network, subject)
-    yield from _judged(endpoint, rules, subject, log_chain, log_denied=policy.log_denied)
+    if shared is not None:
+        yield KernelRule(f"{subject} policy", (e.jump(shared.name),))
+    else:
+        yield from _judged(endpoint, rules, subject, log_chain, log_denied=policy.log_denied)
     yield KernelRule(f"{subject} not allowed", (_deny(endpoint, policy),))
+
+
+def _shared_chain(endpoint: Endpoint, policy: EndpointPolicy, rules: tuple[Rule, ...]) -> Chain | None:
+    """A chain for all who are judged by the same rules, named by what it holds; None if each has them in its own.
+
+    A label may mean many identities and be named by the policies of many, which all change when one more has it.
+    """
+    if policy.log_denied or any(rule.log for rule in rules) or not any(rule.marks for rule in rules):
+        return None
+    return _judged_alike(rules, tuple(sorted({one.version for one in endpoint.addresses})))
+
+
+@lru_cache(maxsize=64)
+def _judged_alike(rules: tuple[Rule, ...], families: tuple[int, ...]) -> Chain:
+    found = [
+        rule
+        for family in families
+        for rule in verdict_rules(rules, family, prefix="", log_denied=False, log_chain="", subject="ingress")
+    ]
+    return Chain.addressed("p", tuple(found))
 
 
 def _deny(endpoint: Endpoint, policy: EndpointPolicy) -> bytes:
@@ -263,12 +269,8 @@ def _judged(
         )
 
 
-def _subject(endpoint: Endpoint) -> str:
-    return f"{endpoint.handle[:48]}:"
-
-
 def _log_rules(endpoint: Endpoint) -> tuple[KernelRule, ...]:
-    subject = _subject(endpoint)
+    subject = subject_of(endpoint)
     return (
         KernelRule(f"{subject} new connection", (unconfirmed() + announce(log_prefix(endpoint.handle)),)),
         KernelRule(f"{subject} accepted", (e.verdict(wire.ACCEPT),)),

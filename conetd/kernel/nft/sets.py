@@ -27,7 +27,9 @@ VNI = Field(19, 4)  # `nft list` cannot show a number that is not of a known typ
 
 
 def type_of(fields: tuple[Field, ...]) -> tuple[int, int]:
-    """nft's type number of a concatenation, and its length in bytes: each field takes whole registers of four."""
+    """nft's type number and the length in bytes of a field or, each then in whole registers, of a concatenation."""
+    if len(fields) == 1:
+        return fields[0].type, fields[0].length  # the kernel makes a bitmap of a set whose keys have one byte or two
     number = 0
     for field in fields:
         number = number << 6 | field.type
@@ -85,7 +87,8 @@ def _all() -> tuple[SetSpec, ...]:
         # uplinks on which only we switched forwarding on
         *(SetSpec(inet, f"opened{family}", (IFNAME,)) for family in (4, 6)),
         SetSpec(inet, "vteps", (IFNAME,)),  # interfaces that containers' packets come in by from other hosts
-        SetSpec(inet, "tunnels", (IFNAME,), verdicts=True),  # the chain that says whose packets come out of one
+        # all of `ours` and `vteps`: the chain that says whose packets may come in by it
+        SetSpec(inet, "entry", (IFNAME,), verdicts=True),
         SetSpec(inet, "vnis", (PORT, VNI)),  # what is decapsulated here for a network of ours
         SetSpec(inet, "overlaid", (IP_VERSION,)),  # whether `overlay` has anything of an IP version
         # links whose endpoint is gone; nothing passes them any more
@@ -98,10 +101,10 @@ def _all() -> tuple[SetSpec, ...]:
         address = ADDRESS[family]
         pair = (address, address)
         found += [
-            # who may speak: input interface and source; the chain that marks its packets; the chain with rules of its
-            # own, and the one with those for what stays inside its network
-            SetSpec(inet, f"source{family}", (IFNAME, address)),
-            SetSpec(inet, f"mark{family}", (IFNAME, address), verdicts=True),
+            # who may speak from behind a bridge, by input interface and source: accepted, or the chain that marks its
+            # packets before
+            SetSpec(inet, f"source{family}", (IFNAME, address), verdicts=True),
+            # the chain with rules of an endpoint's own, and the one with those for what stays inside its network
             SetSpec(inet, f"egress{family}", (IFNAME, address), verdicts=True),
             SetSpec(inet, f"inside{family}", (IFNAME, address), verdicts=True),
             # those that have an ingress

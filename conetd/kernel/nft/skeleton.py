@@ -21,11 +21,14 @@ FIXED: dict[int, dict[str, str]] = {
 }
 """For each table the fingerprint of each fixed chain, by name."""
 
+OPTIONAL: dict[str, BaseChain] = {one.chain.name: one for one in inet_table.optional()}
+"""The chains of the inet table that are there only while something needs them, by name."""
+
 HOOKS: dict[int, dict[str, tuple[str, int, int, int]]] = {
     family: {
         one.chain.name: (one.kind, one.hook, one.priority, wire.ACCEPT) for one in every if isinstance(one, BaseChain)
     }
-    for family, every in CHAINS.items()
+    for family, every in {**CHAINS, wire.INET: (*CHAINS[wire.INET], *OPTIONAL.values())}.items()
 }
 """For each table type, hook, priority and policy of each chain that is at a hook, by name."""
 

@@ -6,9 +6,17 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 
-from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft.chain import Chain, KernelRule
-from conetd.kernel.nft.elements import NOTHING, Contribution, Element, goes_to, mac_key, name_key, to_anything
+from conetd.kernel.nft.elements import (
+    NOTHING,
+    Contribution,
+    Element,
+    goes_to,
+    mac_key,
+    name_key,
+    to_anything,
+    version_key,
+)
 from conetd.kernel.nft.hooks import drop
 from conetd.kernel.nft.tunnel_table import member_rule
 from conetd.plan import NetworkFilter, Tunnel, TunnelPeer
@@ -36,12 +44,12 @@ def of_tunnel(network: NetworkFilter, tunnel: Tunnel) -> Contribution:
 def _elements(network: NetworkFilter, tunnel: Tunnel, chain: Chain) -> Iterator[Element]:
     interface = name_key(tunnel.interface)
     yield "vteps", interface, b""
-    yield "tunnels", interface, goes_to(chain)
+    yield "entry", interface, goes_to(chain)
     yield "vnis", _port_and_vni(tunnel.port, tunnel.vni), b""
     for subnet in network.subnets:
         yield f"overlay{subnet.version}", to_anything(subnet), b""
     for family in sorted({subnet.version for subnet in network.subnets}):
-        yield "overlaid", bytes((e.NFPROTO_OF[family], 0, 0, 0)), b""
+        yield "overlaid", version_key(family), b""
     if network.host_access:
         yield "host_access", interface, b""
 

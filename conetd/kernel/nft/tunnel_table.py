@@ -1,7 +1,8 @@
 """How the inet table judges what comes from other hosts: who may send it, encapsulated, and who speaks once it is out.
 
 An encapsulated packet passes twice: at the input hook as the datagram it is, by the address of the host that sent it;
-then, out of the tunnel, at every hook as the packet that was inside.
+then, out of the tunnel, at every hook as the packet that was inside. The connection tracking of the datagrams would
+cost as much as that of what is inside, and tell nothing: it is left out.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import struct
 
 from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft import wire
-from conetd.kernel.nft.chain import Chain
+from conetd.kernel.nft.chain import Chain, KernelRule
 from conetd.kernel.nft.hooks import accept, drop, interface, rules
-from conetd.kernel.nft.matches import pair, udp, words
+from conetd.kernel.nft.matches import pair, status, udp, words
 
 IDENTITY_BITS = 0xFFFF  # of the mark
 _BOTH = (4, 6)
@@ -32,26 +33,64 @@ def encapsulated() -> bytes:
     return udp() + _port_and_vni() + e.lookup("vnis")
 
 
-def into_tunnel() -> bytes:
-    """Go on only with what goes into a tunnel."""
-    return interface("vteps", e.OIFNAME)
-
-
 def from_strangers() -> bytes:
     """Go on only with what goes into a tunnel and comes from no container of this host."""
-    return into_tunnel() + interface("ours", negate=True)
+    return _into_tunnel() + interface("ours", negate=True)
 
 
 def entry() -> tuple[tuple[str, bytes], ...]:
-    """What is asked, before anything else, of packets that come from no interface of ours."""
+    """What is asked of packets that come from no interface of ours and out of no tunnel."""
     return (
-        ("out of a tunnel", e.meta(e.IIFNAME) + e.verdict_map("tunnels")),
+        ("may be encapsulated", udp() + e.jump("untracked")),
         ("of an IP version that tunnels carry", e.meta(e.NFPROTO) + e.lookup("overlaid") + e.goto("overlay")),
     )
 
 
+def own_rules() -> tuple[KernelRule, ...]:
+    """What becomes of the host's own packets before connection tracking: of what it encapsulates there is none.
+
+    The kernel leaves the mark of what is inside on the datagram around it, where it would mean something else to
+    somebody's rules; and to other hosts, if the host sends that datagram through a tunnel of ours in turn.
+    """
+    return rules(
+        ("encapsulated by the host", encapsulated() + mark_with(0) + e.notrack() + accept()),
+        ("without a mark", _unmarked() + accept()),
+        ("into a tunnel", _into_tunnel() + mark_with(0)),
+    )
+
+
+def leaving_rules() -> tuple[KernelRule, ...]:
+    """Take the mark from what goes into a tunnel and comes from no container of its network.
+
+    Marks mean something only beside the addresses that were marked: on the other host the sender would pass for a
+    container of the tunnel's network. The mark is looked at first, for a look by name costs more; of a datagram that
+    the host has encapsulated it is gone by now.
+    """
+    into_tunnel = _into_tunnel() + mark_with(0)
+    return rules(
+        ("without a mark", _unmarked() + accept()),
+        ("into a tunnel from the host", e.meta(e.IIF) + e.equal(bytes(4)) + into_tunnel),
+        ("into a tunnel with another source", status(e.IPS_SRC_NAT, on=True) + into_tunnel),
+    )
+
+
+def _into_tunnel() -> bytes:
+    return interface("vteps", e.OIFNAME)
+
+
+def _unmarked() -> bytes:
+    return e.meta(e.MARK) + e.masked(struct.pack("=I", IDENTITY_BITS)) + e.equal(bytes(4))
+
+
 def chains() -> tuple[Chain, ...]:
     """The fixed chains that others lead to."""
+    untracked = rules(
+        # by the host itself alone: what passes through is not ours to judge
+        *(
+            (f"from another host, IPv{family}", _sender(family) + e.destination_is_local() + e.notrack() + accept())
+            for family in _BOTH
+        ),
+    )
     overlay = rules(
         ("the host to itself", e.meta(e.IIFNAME) + e.equal(_LOOPBACK) + accept()),
         *(
@@ -63,9 +102,9 @@ def chains() -> tuple[Chain, ...]:
     without_identity = mark_with(0)
     outer = rules(
         *((f"from another host, IPv{family}", _sender(family) + without_identity + accept()) for family in _BOTH),
-        ("from a stranger", drop()),
+        ("from a stranger", encapsulated() + drop()),
     )
-    return Chain("overlay", overlay), Chain("outer", outer)
+    return Chain("untracked", untracked), Chain("overlay", overlay), Chain("outer", outer)
 
 
 def member_rule(family: int, prefix: int, *, marks: bool) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from conetd.kernel.filter import NFLOG_ALLOWED, NFLOG_DENIED
 from conetd.kernel.nft import expressions as e
@@ -17,6 +18,9 @@ from conetd.policy.compile import RuleGroup, compile_rules
 _FULL = {4: (0, 2**32 - 1), 6: (0, 2**128 - 1)}
 _ALL_PORTS = (0, 65535)
 _ALL_PROTOCOLS = (0, 255)
+# Up to so many marks each is an element of its own: what a set of intervals costs the kernel grows with the square of
+# their number.
+_SINGLE_MARKS_MAX = 8192
 
 # An element of an interval: its nest, the nest and value header of the first key, the key, the same for the last.
 _NEST = 0x8000
@@ -152,11 +156,19 @@ def _marks_match(marks: Sequence[MarkRange]) -> tuple[bytes | AnonymousSet, ...]
             return (e.meta(e.MARK) + bits + e.equal(struct.pack("=I", first)),)
         ends = first.to_bytes(4), last.to_bytes(4)
         return (e.meta(e.MARK) + bits + e.turned_round() + e.between(*ends),)
+    if sum(one.last - one.first + 1 for one in marks) <= _SINGLE_MARKS_MAX:
+        singles = dict.fromkeys(mark for one in marks for mark in range(one.first, one.last + 1))
+        return e.meta(e.MARK) + bits, AnonymousSet(type_of((MARK,)), (), tuple(map(_mark_element, singles)))
     # the protocol only because a set of intervals needs two fields; a mark is as long as an IPv4 address
     loads = e.meta(e.MARK, 1) + e.masked(struct.pack("=I", 0xFFFF), 1) + e.turned_round(1) + e.meta(e.L4PROTO)
     boxes = [Box(*_ALL_PROTOCOLS, one.first, one.last) for one in marks]
     written = elements(boxes, 4, ports=False)
     return loads, AnonymousSet(type_of((PROTOCOL, MARK)), (PROTOCOL.length, MARK.length), written)
+
+
+@lru_cache(maxsize=1 << 16)
+def _mark_element(mark: int) -> bytes:
+    return wire.element(struct.pack("=I", mark))
 
 
 def _sources_match(rule: Rule, family: int) -> tuple[bytes | AnonymousSet, ...]:

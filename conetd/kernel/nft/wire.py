@@ -71,11 +71,13 @@ def delete_table(family: int, name: str) -> bytes:
     return request(DELTABLE, 0, family, text(1, name))
 
 
-def new_base_chain(family: int, table: str, name: str, kind: str, hook: int, priority: int) -> bytes:
-    """Create a chain at a hook; packets that reach its end are accepted."""
+def new_base_chain(
+    family: int, table: str, name: str, kind: str, hook: int, priority: int, *, exclusive: bool = True
+) -> bytes:
+    """Create a chain at a hook; packets that reach its end are accepted. Unless `exclusive`, it may be there."""
     where = nested(4, u32(1, hook), u32(2, priority))
     body = text(1, table) + text(3, name) + where + u32(5, ACCEPT) + text(7, kind)
-    return request(NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, family, body)
+    return request(NEWCHAIN, NLM_F_CREATE | (NLM_F_EXCL if exclusive else 0), family, body)
 
 
 def new_chain(family: int, table: str, name: str) -> bytes:
