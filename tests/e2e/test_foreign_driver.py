@@ -116,7 +116,7 @@ def test_a_planned_driver_of_others_has_the_powers_of_bridge(abroad: Abroad) -> 
 
 def test_drivers_tells_of_every_type_enabled_or_not(abroad: Abroad) -> None:
     told = {one["type"]: one for one in abroad.daemon.get("/drivers").body}
-    assert set(told) == {"bridge", "ptp", *TYPES}
+    assert set(told) == {"bridge", "ptp", "vxlan", *TYPES}
     plain, ptp = told["plain"], told["ptp"]
     assert (plain["distribution"], plain["version"], plain["planned"]) == ("acme-net", "1.2", False)
     assert (ptp["distribution"], ptp["planned"], ptp["capabilities"]) == ("example-driver", True, [])
