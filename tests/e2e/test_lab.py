@@ -28,6 +28,13 @@ TTL_S = 3
 FROM_WEB = [{"direction": "ingress", "peer": {"labels": {"app": "web"}}}]
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: a socket's path has at most 107 bytes, and a lab makes folders below it."""
+    with tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab(3, tmp_path_factory.mktemp("lab"), ttl=TTL_S) as lab:
