@@ -15,10 +15,11 @@ from bench.client import Failed, ask, request
 from bench.lab import OUTSIDE, Daemon, Host, Lab, inside
 from conetd.cluster import etcd
 from conetd.cluster.errors import EtcdDown
-from conetd.cluster.etcd import Operation, delete, put
 from conetd.cluster.keys import Keys
+from conetd.cluster.messages import Operation, delete, put
 from conetd.model import Labels, Lease
-from conetd.reconcile.etcd.decisions import identity_digest, identity_value, lease_value
+from conetd.reconcile.cluster import lease_value
+from conetd.reconcile.etcd.decisions import identity_digest, identity_value
 from conetd.store import encode
 
 NETWORK = "over"

@@ -8,57 +8,13 @@ from types import TracebackType
 
 from conetd.cluster import messages
 from conetd.cluster.connections import Tls
-from conetd.cluster.errors import Compacted, EtcdDown, EtcdRefused, LeaseGone, MemberFailed
+from conetd.cluster.errors import EtcdDown, LeaseGone, MemberFailed
 from conetd.cluster.gateway import Credentials, Gateway
-from conetd.cluster.messages import (
-    Committed,
-    Compare,
-    Event,
-    KeyValue,
-    Operation,
-    absent,
-    delete,
-    delete_below,
-    exists,
-    mod_revision_is,
-    none_below,
-    put,
-    read,
-    read_below,
-    value_is,
-)
+from conetd.cluster.messages import Committed, Compare, KeyValue, Operation
 from conetd.cluster.watch import Watch
 from conetd.errors import Invalid
 from conetd.model import JSON
 from conetd.settings import ClusterSettings
-
-__all__ = [
-    "Committed",
-    "Compacted",
-    "Compare",
-    "Credentials",
-    "Etcd",
-    "EtcdDown",
-    "EtcdRefused",
-    "Event",
-    "KeyValue",
-    "LeaseGone",
-    "Operation",
-    "Status",
-    "Tls",
-    "Watch",
-    "absent",
-    "delete",
-    "delete_below",
-    "exists",
-    "mod_revision_is",
-    "none_below",
-    "open_etcd",
-    "put",
-    "read",
-    "read_below",
-    "value_is",
-]
 
 _PAGE = 1000  # keys
 

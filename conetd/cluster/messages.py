@@ -36,14 +36,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """A condition of a commit. Made by `absent`, `exists`, `value_is`, `mod_revision_is` and `none_below`."""
+    """A condition of a commit. Made by `absent`, `exists`, `value_is` and `none_below`."""
 
     message: JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A part of a commit. Made by `put`, `delete`, `delete_below`, `read` and `read_below`."""
+    """A part of a commit. Made by `put`, `delete`, `delete_below` and `read`."""
 
     message: JSON
 
@@ -77,11 +77,6 @@ def value_is(key: str, value: str) -> Compare:
     return Compare({"key": encode(key), "target": "VALUE", "result": "EQUAL", "value": encode(value)})
 
 
-def mod_revision_is(key: str, revision: int) -> Compare:
-    """The key was last put at this revision; 0: there is no such key."""
-    return Compare({"key": encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)})
-
-
 def none_below(prefix: str) -> Compare:
     """No key begins with the prefix."""
     # a condition on a range holds when it holds for each of its keys, and for none it is judged as an absent one
@@ -108,11 +103,6 @@ def delete_below(prefix: str) -> Operation:
 def read(key: str) -> Operation:
     """Answer with the key, if there is one."""
     return Operation({"request_range": {"key": encode(key)}})
-
-
-def read_below(prefix: str) -> Operation:
-    """Answer with every key that begins with the prefix, sorted, however many they are."""
-    return Operation({"request_range": below(prefix)})
 
 
 def transaction(compare: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation]) -> JSON:

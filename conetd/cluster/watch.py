@@ -6,7 +6,8 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
 from types import TracebackType
 
 from conetd.cluster import messages
@@ -145,6 +146,35 @@ class Watch:
             return endpoint, sock, rest, first
 
         return self._gateway.with_token(endpoint, timeout_s, exchange)
+
+
+def gathered(watch: Iterable[tuple[int, list[Event]]]) -> Iterator[tuple[int, list[Event]]]:
+    """What the watch tells, with everything that has come meanwhile in one: many changes are applied like one.
+
+    Ends as the watch does, with its error.
+    """
+    queue: SimpleQueue[tuple[int, list[Event]] | BaseException | None] = SimpleQueue()
+
+    def receive() -> None:
+        try:
+            for one in watch:
+                queue.put(one)
+            queue.put(None)
+        except BaseException as err:  # it is raised where the events are applied
+            queue.put(err)
+
+    threading.Thread(target=receive, name="watch", daemon=True).start()
+    while True:
+        waiting = [queue.get()]
+        while not queue.empty():
+            waiting.append(queue.get())
+        told = [one for one in waiting if isinstance(one, tuple)]
+        if told:
+            yield told[-1][0], [event for _, events in told for event in events]
+        if not isinstance(waiting[-1], tuple):
+            if waiting[-1] is not None:
+                raise waiting[-1]
+            return
 
 
 def _request(endpoint: Endpoint, headers: dict[str, str], body: JSON) -> bytes:

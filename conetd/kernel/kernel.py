@@ -13,6 +13,7 @@ from conetd.kernel.filter import FilterBackend
 from conetd.kernel.holdings import our_unreachable
 from conetd.kernel.repair import differences, lies_on_other_links, made_links, repair, repair_together
 from conetd.kernel.sides import Sides
+from conetd.kernel.tunnel_test import rp_filter_fault
 from conetd.kernel.work import GONE, Failures, Requests, Work, entries, open_rtnetlink, side_of
 from conetd.model import Interface, IPAddress, IPNetwork
 from conetd.plan import Drift, Plan, Side, Veth, identity
@@ -182,6 +183,10 @@ class Kernel:
     def owned_links(self) -> dict[str, str]:
         """The links conetd made, by name, each with its alias ("" for one that has lost it)."""
         return {label.name: label.alias for label in seen.labels(self._netlink) if label.ours}
+
+    def rp_filter_fault(self, interface: str, source: IPAddress) -> str | None:
+        """Why packets from `source` that come in by `interface` would be dropped by rp_filter; None: they would not."""
+        return rp_filter_fault(self._netlink, interface, source)
 
     def default_route_mtu(self) -> int:
         """The MTU of the interface with the IPv4 default route, else IPv6's, else 1500."""

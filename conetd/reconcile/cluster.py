@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from conetd.kernel import host as kernel_host
 from conetd.kernel.netlink import NETLINK_ROUTE, Netlink
 from conetd.model import IDENTITY_MAX, JSON, Host, Identity, Labels, Lease
 from conetd.reconcile.state import LiveNetwork
+from conetd.store import encode
 
 if TYPE_CHECKING:
     from conetd.reconcile.core import Core
@@ -58,7 +60,7 @@ class Cluster(Protocol):
         """Have what others did on the network known here, now that it is made."""
 
     def allocate(self, core: Core, live: LiveNetwork, labels: Labels, handle: str | None) -> Identity:
-        """Decide on a number for a label set (and handle) that has none yet. Raises Exhausted, Unavailable."""
+        """Decide on the number of a label set (and handle), and have it known here. Raises Exhausted, Unavailable."""
 
     def held(self, core: Core, live: LiveNetwork) -> set[int]:
         """The numbers of the identities that are not let go because of this host."""
@@ -105,6 +107,7 @@ class Alone:
     def __init__(self, host: str) -> None:
         self.host = host
         self._last: dict[str, int] = {}
+        self._deciding = threading.Lock()
 
     def start(self, core: Core, turns: Turns) -> None:
         """See Cluster. What is left of a cluster that the settings no longer have goes."""
@@ -130,10 +133,17 @@ class Alone:
 
     def allocate(self, core: Core, live: LiveNetwork, labels: Labels, handle: str | None) -> Identity:
         """See Cluster."""
-        taken = core.networks.get(live.record.name).network.identities.by_number
-        last = self._last.get(live.record.name, max(taken, default=0))
-        number = self._last[live.record.name] = free_number(live.record.name, taken, last)
-        return Identity(number, labels, handle)
+        from conetd.reconcile.identities import change_identities
+
+        name = live.record.name
+        with self._deciding:  # two that need the same number at once must not get one each
+            known = core.networks.get(name).network.identities
+            number = known.number(labels, handle)
+            if not number:
+                last = self._last.get(name, max(known.by_number, default=0))
+                number = self._last[name] = free_number(name, known.by_number, last)
+                core.on_lane(change_identities, core, name, (Identity(number, labels, handle),), ())
+            return Identity(number, labels, handle)
 
     def held(self, core: Core, live: LiveNetwork) -> set[int]:
         """See Cluster."""
@@ -180,6 +190,11 @@ class Alone:
     def describe(self, core: Core) -> JSON | None:
         """See Cluster."""
         return None
+
+
+def lease_value(lease: Lease) -> str:
+    """A host's lease as the others are told of it."""
+    return encode({"data": lease.data, "claims": sorted(lease.claims)})
 
 
 def this_host(name: str) -> Host:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch
 from conetd.kernel.work import Work
 from conetd.model import JSON, Attachment, IPNetwork, Selector
-from conetd.plan import Drift, NetworkFilter, Plan
+from conetd.plan import Drift, Endpoint, EndpointPolicy, NetworkFilter, Plan
 from conetd.reconcile.cluster import Cluster
 from conetd.reconcile.flows import Flows
 from conetd.reconcile.hostports import PortKeeper
@@ -63,6 +63,8 @@ class Core:
     packet_log: LogReader | None = None
     named: dict[str, frozenset[str]] = field(default_factory=dict)
     """Network to the handles that policies name, on whatever host; each such container has an identity of its own."""
+    sent_to: set[str] = field(default_factory=set)
+    """Networks on which some policy, on whatever host, sends to containers it names."""
     expected_selectors: dict[tuple[str, str], frozenset[Selector]] = field(default_factory=dict)
     """(network, handle, or "" for its default) to the selectors of a policy that is about to come into force."""
     places: dict[str, dict[IPNetwork, str]] = field(default_factory=dict)
@@ -72,6 +74,11 @@ class Core:
 
     wake_tender: Callable[[], None] = lambda: None
     """Have what spans hosts looked after, soon."""
+
+    def tell_addresses(self, network: str) -> None:
+        """A container's addresses have come or gone: have those told who send to it by name."""
+        if network in self.sent_to:
+            self.wake_tender()
 
     def on_lane(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run the function in the kernel lane and wait for it; at once when the caller is there already."""
@@ -209,6 +216,21 @@ def _logger(live: LiveNetwork, handle: str) -> logging.LoggerAdapter[logging.Log
     if handle:
         extra["handle"] = handle
     return logging.LoggerAdapter(logging.getLogger(f"conetd.driver.{live.loaded.type}"), extra)
+
+
+def end_forbidden(core: Core, attachments: Iterable[tuple[LiveNetwork, str]]) -> None:
+    """End the flows of attachments, given by network and key, that what is in force for them does not accept."""
+    held = core.kernel.filter.held
+    judged = []
+    for live, key in attachments:
+        endpoint, policy = held("Endpoint", key), held("EndpointPolicy", key)
+        network = held("NetworkFilter", live.network.key)
+        if isinstance(endpoint, Endpoint) and isinstance(policy, EndpointPolicy) and isinstance(network, NetworkFilter):
+            judged.append((policy, endpoint.addresses, network))
+    try:
+        core.flows.end_forbidden(judged)
+    except ConetError as err:
+        log.error("flows that are forbidden now may go on", extra={"error": err.message})
 
 
 def subnets_of(plan: Plan) -> tuple[IPNetwork, ...]:

@@ -139,6 +139,7 @@ def _closed(core: Core, one: Leaving, plan: Plan) -> None:
     core.reaper.add(one.record, plan)
     core.problems.pop(key, None)
     core.expected.pop(key, None)
+    core.tell_addresses(one.record.network)
 
 
 def discard(

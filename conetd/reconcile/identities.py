@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from conetd.cluster.keys import Key, Kind
 from conetd.driver import PlannedDriver
 from conetd.errors import ConetError, Unavailable
 from conetd.kernel.work import Work
 from conetd.model import JSON, Identity, Labels, Selector, label_set
-from conetd.plan import Endpoint, EndpointPolicy, NetworkFilter, Plan
-from conetd.reconcile.core import Core, guard
+from conetd.plan import Endpoint, Plan
+from conetd.reconcile.core import Core, end_forbidden, guard
 from conetd.reconcile.down import note_failure
 from conetd.reconcile.state import LiveNetwork, attachment_value, is_clustered
-from conetd.store import AttachmentRecord, cluster, containers
+from conetd.store import AttachmentRecord, cluster, containers, encode
 
 log = logging.getLogger(__name__)
 
 Wanted = tuple[Labels, str | None]
 """Which identity a container should have: a label set, and its handle if some policy names that."""
+
+
+def know_asks(core: Core, name: str, asks: Mapping[str, Collection[Selector]]) -> None:
+    """Know which containers of a network the policies of all hosts name, and whether any are sent to by name."""
+    selectors = [one for some in asks.values() for one in some]
+    core.named[name] = frozenset(one.handle for one in selectors if one.handle is not None)
+    (core.sent_to.add if any(one.outbound for one in selectors) else core.sent_to.discard)(name)
 
 
 def wanted_identity(core: Core, name: str, handle: str, labels: Mapping[str, str]) -> Wanted:
@@ -64,12 +72,10 @@ def decide_identities(core: Core, missing: Iterable[tuple[LiveNetwork, Wanted]])
     """Have missing identities decided on and known here. May wait; not in the kernel lane. Raises Unavailable."""
     for live, (labels, handle) in missing:
         try:
-            one = core.cluster.allocate(core, live, labels, handle)
+            core.cluster.allocate(core, live, labels, handle)
         except Unavailable:
-            if handle is not None and live.network.identities.number(labels):
-                continue  # it is one of its label set meanwhile
-            raise
-        core.on_lane(change_identities, core, live.record.name, (one,), ())
+            if handle is None or not live.network.identities.number(labels):
+                raise  # else it is one of its label set meanwhile
 
 
 def change_identities(core: Core, name: str, put: Sequence[Identity], drop: Sequence[int]) -> None:
@@ -127,7 +133,10 @@ def _take_marks(core: Core, name: str, numbers: set[int], put: Sequence[Identity
 
 
 def change_addresses(core: Core, name: str, host: str, addresses: Mapping[int, Sequence[str]]) -> None:
-    """Know where a host's containers of some identities can be reached. Runs in the kernel lane."""
+    """Know where a host's containers of some identities can be reached; of this host, have the others told.
+
+    Runs in the kernel lane.
+    """
     if name not in core.networks:
         return
     known = cluster.addresses_at(core.database.reader(), name, host)
@@ -138,6 +147,9 @@ def change_addresses(core: Core, name: str, host: str, addresses: Mapping[int, S
     def write(db: sqlite3.Connection) -> None:
         for number, some in changed.items():
             cluster.put_addresses(db, name, number, host, some)
+        if host == core.cluster.host:
+            keys = {number: Key(Kind.ADDRESSES, name, host=host, number=number) for number in changed}
+            core.cluster.post(db, {keys[one]: encode(list(some)) if some else None for one, some in changed.items()})
 
     core.database.write(write)
     renew_addresses(core, name, changed)
@@ -211,7 +223,7 @@ def replan(core: Core, name: str, concerned: Callable[[Sequence[Selector]], bool
         if error is not None:
             note_failure(core, record, error)
     if closing:
-        _end_forbidden(core, live, [one.key for one, error in zip(records, errors, strict=True) if error is None])
+        end_forbidden(core, [(live, one.key) for one, error in zip(records, errors, strict=True) if error is None])
 
 
 def _any_concerned(
@@ -229,17 +241,3 @@ def _any_concerned(
 def _in_force(core: Core, record: AttachmentRecord) -> bool:
     # what is still on its way up gets its policy there
     return core.kernel.filter.held("EndpointPolicy", record.key) is not None
-
-
-def _end_forbidden(core: Core, live: LiveNetwork, keys: Iterable[str]) -> None:
-    held = core.kernel.filter.held
-    network = held("NetworkFilter", live.network.key)
-    judged = []
-    for key in keys:
-        endpoint, policy = held("Endpoint", key), held("EndpointPolicy", key)
-        if isinstance(endpoint, Endpoint) and isinstance(policy, EndpointPolicy) and isinstance(network, NetworkFilter):
-            judged.append((policy, endpoint.addresses, network))
-    try:
-        core.flows.end_forbidden(judged)
-    except ConetError as err:
-        log.error("flows that are forbidden now may go on", extra={"error": err.message})

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from conetd.cluster.keys import Key, Kind
 from conetd.errors import ConetError
 from conetd.kernel.work import Work
 from conetd.model import JSON, Lease, Network
-from conetd.plan import Plan
-from conetd.reconcile.core import Core, member_plan, network_alias, subnets_by_network, waits
+from conetd.plan import Plan, Vxlan
+from conetd.reconcile.cluster import lease_value, this_host
+from conetd.reconcile.core import Core, member_plan, network_alias, network_plan, subnets_by_network, waits
 from conetd.reconcile.identities import renew_addresses, replan
 from conetd.reconcile.networks import ensure_network
 from conetd.reconcile.state import LiveNetwork, is_clustered
@@ -63,11 +65,22 @@ def change_members(core: Core, name: str, put: Mapping[str, JSON], drop: Iterabl
         for error in core.kernel.ensure_many(works):
             if error is not None:
                 raise error
+        _warn_of_rp_filter(core, live, wanted)
     except ConetError as err:
         log.error("hosts of a network failed", extra={"network": name, "error": err.message})
         core.places.pop(name, None)
         core.problems["", name] = message = err.message
         core.database.write(lambda db: networks.network_applied(db, name, live.record.rev, message), durable=False)
+
+
+def _warn_of_rp_filter(core: Core, live: LiveNetwork, come: Mapping[str, Plan]) -> None:
+    """Say so when this host would drop what others send it: a route of its own leads back to them by another way."""
+    local = [link.local for link in network_plan(live).links if isinstance(link, Vxlan)]
+    interfaces = [one.name for one in this_host(core.cluster.host).interfaces if set(one.addresses) & set(local)]
+    for host, plan in come.items():
+        for fault in (core.kernel.rp_filter_fault(name, entry.to) for name in interfaces for entry in plan.fdb):
+            if fault is not None:
+                log.warning("a host may not be heard", extra={"network": live.record.name, "host": host, "why": fault})
 
 
 def forget_others(core: Core, name: str) -> None:
@@ -115,11 +128,19 @@ def _move(core: Core, live: LiveNetwork, come: Mapping[str, Plan], gone: Mapping
 
 
 def change_own_lease(core: Core, name: str, lease: Lease) -> None:
-    """Make this what the host has on a network that stands: its address may have changed, its claims have not."""
+    """Make this what the host has on a network that stands, and have the others told.
+
+    Its address may have changed, its claims have not.
+    """
     if name not in core.networks or core.networks.get(name).network.lease == lease:
         return
     log.warning("this host's place in a network changed", extra={"network": name, "lease": str(lease.data)})
-    core.database.write(lambda db: cluster.put_own_lease(db, name, core.cluster.host, lease))
+
+    def write(db: sqlite3.Connection) -> None:
+        cluster.put_own_lease(db, name, core.cluster.host, lease)
+        core.cluster.post(db, {Key(Kind.LEASE, name, host=core.cluster.host): lease_value(lease)})
+
+    core.database.write(write)
     core.networks.renew(name, lambda network: replace(network, lease=lease))
     try:
         ensure_network(core, core.networks.get(name))

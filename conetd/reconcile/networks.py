@@ -248,6 +248,7 @@ def remove_network(core: Core, live: LiveNetwork) -> None:
     core.networks.drop(name)
     core.places.pop(name, None)
     core.named.pop(name, None)
+    core.sent_to.discard(name)
     core.problems.pop(("", name), None)
     core.on_lane(adjust_forwarding, core)
 

@@ -9,10 +9,18 @@ from dataclasses import replace
 
 from conetd.errors import ConetError
 from conetd.kernel.process import ProcessId
-from conetd.plan import Endpoint, EndpointPolicy, FilterObject, NetworkFilter
-from conetd.reconcile.core import Core, attachment_plan, is_planned, subnets_by_network, whole_network_plan
+from conetd.plan import FilterObject
+from conetd.reconcile.core import (
+    Core,
+    attachment_plan,
+    end_forbidden,
+    is_planned,
+    subnets_by_network,
+    whole_network_plan,
+)
 from conetd.reconcile.down import DownJob, bring_down, close, leaving_of, note_failure
 from conetd.reconcile.forwarding import adjust_forwarding, remember_opened
+from conetd.reconcile.identities import know_asks
 from conetd.reconcile.lanes import GROUP_MOST
 from conetd.reconcile.namespace import lives
 from conetd.reconcile.networks import ensure_network
@@ -41,7 +49,9 @@ def recover(core: Core) -> None:
     drifts = core.kernel.filter.sync(wanted_filter(core, [one for some in wishes.values() for one in some]))
     for drift in drifts[:20]:
         log.info("filter repaired", extra={"drift": str(drift)})
-    _end_forbidden(core, [one for some in wishes.values() for one in some])
+    # A network's config may have been changed by the settings while its containers stayed.
+    changed = [one for some in wishes.values() for one in some if one.live.record.rev != one.live.record.applied_rev]
+    end_forbidden(core, [(one.live, one.value.key) for one in changed if is_planned(one.live)])
     for live in core.networks.all():
         if is_planned(live):
             _ensure(core, live)
@@ -70,7 +80,7 @@ def _know_clusters(core: Core) -> None:
     subnets = subnets_by_network(core)
     for live in core.networks.all():
         if is_clustered(live):
-            core.named[live.record.name] = cluster.named_handles(cluster.asks(db, live.record.name))
+            know_asks(core, live.record.name, cluster.asks(db, live.record.name))
             core.networks.renew(live.record.name, lambda network: replace(network, subnets=subnets))
 
 
@@ -128,23 +138,6 @@ def _remove_replaced(core: Core) -> None:
             core.kernel.remove(whole_network_plan(live), None)
         except ConetError as err:
             log.error("a replaced network left something", extra={"network": live.record.name, "error": str(err)})
-
-
-def _end_forbidden(core: Core, wishes: Iterable[Wish]) -> None:
-    """End the flows that a network forbids whose config the settings changed while its containers stayed."""
-    judged = []
-    for wish in wishes:
-        live = wish.live
-        if live.record.rev == live.record.applied_rev or not is_planned(live):
-            continue
-        endpoint, policy = (core.kernel.filter.held(kind, wish.value.key) for kind in ("Endpoint", "EndpointPolicy"))
-        network = core.kernel.filter.held("NetworkFilter", live.network.key)
-        if isinstance(endpoint, Endpoint) and isinstance(policy, EndpointPolicy) and isinstance(network, NetworkFilter):
-            judged.append((policy, endpoint.addresses, network))
-    try:
-        core.flows.end_forbidden(judged)
-    except ConetError as err:
-        log.error("flows that are forbidden now may go on", extra={"error": err.message})
 
 
 def _hold_ports(core: Core, living: Sequence[ContainerRecord]) -> None:

@@ -20,7 +20,7 @@ from conetd.errors import ConetError, Exhausted
 from conetd.model import JSON, Identities, Selector
 from conetd.reconcile.cluster import Turns, this_host
 from conetd.reconcile.core import Core
-from conetd.reconcile.identities import change_addresses, decide_identities, wanted_identity
+from conetd.reconcile.identities import change_addresses, decide_identities, know_asks, wanted_identity
 from conetd.reconcile.members import change_own_lease
 from conetd.reconcile.repair import repair
 from conetd.reconcile.state import LiveNetwork, is_clustered
@@ -240,7 +240,7 @@ def tell_asks(core: Core, live: LiveNetwork, records: list[AttachmentRecord]) ->
         core.database.write(write)
         core.cluster.hurry()
         asks[host] = wanted
-    core.named[name] = cluster.named_handles(asks)
+    know_asks(core, name, asks)
 
 
 def tell_addresses(core: Core, live: LiveNetwork) -> None:
@@ -257,11 +257,6 @@ def tell_addresses(core: Core, live: LiveNetwork) -> None:
     if not changed:
         return
     core.on_lane(change_addresses, core, name, host, changed)
-    told = {
-        Key(Kind.ADDRESSES, name, host=host, number=number): encode(some) if some else None
-        for number, some in changed.items()
-    }
-    core.database.write(lambda db: core.cluster.post(db, told))
     core.cluster.hurry()
 
 
@@ -292,5 +287,3 @@ def tend_own_lease(core: Core, live: LiveNetwork) -> None:
     if lease is None or lease == current:
         return
     core.on_lane(change_own_lease, core, name, lease)
-    value = encode({"data": lease.data, "claims": sorted(lease.claims)})
-    core.database.write(lambda db: core.cluster.post(db, {Key(Kind.LEASE, name, host=core.cluster.host): value}))

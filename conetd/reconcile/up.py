@@ -262,6 +262,7 @@ def finish(core: Core, jobs: Sequence[UpJob]) -> None:
             wish.record = replace(wish.record, applied_rev=wish.record.rev, error=None)
             core.problems.pop((job.handle, wish.record.network), None)
             core.expected[job.handle, wish.record.network] = wish.links
+            core.tell_addresses(wish.record.network)
         core.afterwards(partial(_watch, core, job))
 
 

@@ -131,11 +131,6 @@ def selectors_of(documents: Iterable[JSON]) -> frozenset[Selector]:
     )
 
 
-def named_handles(asks: Mapping[str, frozenset[Selector]]) -> frozenset[str]:
-    """The handles that the policies of any host name."""
-    return frozenset(one.handle for selectors in asks.values() for one in selectors if one.handle is not None)
-
-
 def uses(db: sqlite3.Connection, network: str) -> set[int]:
     """The numbers of the identities that the other hosts keep because of this one."""
     return {number for (number,) in db.execute("SELECT number FROM identity_uses WHERE network = ?", (network,))}

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from pytest_netns import Netns
 
-from conetd.cluster.etcd import Event, Watch
+from conetd.cluster.messages import Event
+from conetd.cluster.watch import Watch
 from lab.etcd import EtcdCluster, Pem, missing
 
 __all__ = ["EtcdCluster", "Pem", "Seen", "certificates", "eventually", "missing", "take"]

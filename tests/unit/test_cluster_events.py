@@ -11,8 +11,8 @@ import pytest
 
 from conetd.cluster.errors import EtcdDown
 from conetd.cluster.messages import Event, KeyValue
+from conetd.cluster.watch import gathered
 from conetd.plan import FdbEntry, Neighbour, NetworkFilter, Plan, Route, Side, TunnelPeer
-from conetd.reconcile.etcd import gathered
 from conetd.reconcile.etcd.copies import _events
 
 # Listings

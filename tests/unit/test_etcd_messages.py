@@ -15,7 +15,8 @@ from conetd.cluster import messages
 from conetd.cluster.answers import read_answer
 from conetd.cluster.connections import Endpoint, Tls
 from conetd.cluster.errors import Compacted, EtcdRefused, LeaseGone, MemberFailed, TokenRefused
-from conetd.cluster.etcd import Credentials, open_etcd
+from conetd.cluster.etcd import open_etcd
+from conetd.cluster.gateway import Credentials
 from conetd.cluster.messages import Event, KeyValue
 from conetd.errors import Invalid
 from conetd.settings import ClusterSettings

@@ -10,15 +10,15 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from queue import SimpleQueue
 
 from conetd.cluster.errors import Compacted, EtcdDown, LeaseGone
-from conetd.cluster.etcd import Etcd, Watch
+from conetd.cluster.etcd import Etcd
 from conetd.cluster.keys import Key, Keys, Kind
-from conetd.cluster.messages import Event, absent, put, read, value_is
+from conetd.cluster.messages import absent, put, read, value_is
+from conetd.cluster.watch import Watch, gathered
 from conetd.errors import ConetError, Conflict, Unavailable
 from conetd.model import JSON, Identity, Labels, Lease
 from conetd.reconcile.cluster import Turns
@@ -59,7 +59,6 @@ class EtcdCluster:
         self._revision = 0
         self._watch: Watch | None = None
         self._stop = threading.Event()
-        self._registering = threading.Lock()
         self._follower = threading.Thread(target=self._follow, name="cluster", daemon=True)
         self._keeper = threading.Thread(target=self._keep, name="keep-alive", daemon=True)
 
@@ -248,9 +247,6 @@ class EtcdCluster:
                 self._watch_on()
             except Compacted as err:
                 log.info("etcd has forgotten what happened meanwhile, listing anew", extra={"reason": err.message})
-            except EtcdDown as err:
-                self._away(err.message)
-                self._stop.wait(_RETRY_S)
             except ConetError as err:
                 self._away(err.message)
                 self._stop.wait(_RETRY_S)
@@ -281,25 +277,24 @@ class EtcdCluster:
 
     def _register(self) -> None:
         """Be alive for the others, under a lease that ends unless it is kept. Raises Conflict for a name in use."""
-        with self._registering:
-            if self._lease and self._etcd.keep_alive(self._lease) <= 0:
-                self._lose("the lease of this host expired: others took it for dead")
-            if not self._lease:
-                self._lease = self._etcd.grant(self._settings.ttl)
-            key = self._keys.host(self.host)
-            mine = put(key, self._me, self._lease)
-            try:
-                done = self._etcd.commit([absent(key)], [mine], [read(key)])
-                if not done.succeeded:
-                    done = self._etcd.commit([value_is(key, self._me)], [mine], [read(key)])
-            except LeaseGone:
-                self._lease = 0
-                raise EtcdDown("the lease of this host expired while it was registered") from None
+        if self._lease and self._etcd.keep_alive(self._lease) <= 0:
+            self._lose("the lease of this host expired: others took it for dead")
+        if not self._lease:
+            self._lease = self._etcd.grant(self._settings.ttl)
+        key = self._keys.host(self.host)
+        mine = put(key, self._me, self._lease)
+        try:
+            done = self._etcd.commit([absent(key)], [mine], [read(key)])
             if not done.succeeded:
-                raise Conflict(
-                    f'another host calls itself "{self.host}" in the cluster (it may be this one before it lost its '
-                    f"state: then its lease ends within {self._settings.ttl} s); see the setting cluster.host"
-                )
+                done = self._etcd.commit([value_is(key, self._me)], [mine], [read(key)])
+        except LeaseGone:
+            self._lease = 0
+            raise EtcdDown("the lease of this host expired while it was registered") from None
+        if not done.succeeded:
+            raise Conflict(
+                f'another host calls itself "{self.host}" in the cluster (it may be this one before it lost its '
+                f"state: then its lease ends within {self._settings.ttl} s); see the setting cluster.host"
+            )
 
     def _settle_networks(self) -> None:
         """Make sure of what this host has on each network, and get it for those that wait for it."""
@@ -412,32 +407,3 @@ class EtcdCluster:
         watch = self._watch
         if watch is not None:
             watch.close()
-
-
-def gathered(watch: Iterable[tuple[int, list[Event]]]) -> Iterator[tuple[int, list[Event]]]:
-    """What the watch tells, with everything that has come meanwhile in one: many changes are applied like one.
-
-    Ends as the watch does, with its error.
-    """
-    queue: SimpleQueue[tuple[int, list[Event]] | BaseException | None] = SimpleQueue()
-
-    def receive() -> None:
-        try:
-            for one in watch:
-                queue.put(one)
-            queue.put(None)
-        except BaseException as err:  # it is raised where the events are applied
-            queue.put(err)
-
-    threading.Thread(target=receive, name="watch", daemon=True).start()
-    while True:
-        waiting = [queue.get()]
-        while not queue.empty():
-            waiting.append(queue.get())
-        told = [one for one in waiting if isinstance(one, tuple)]
-        if told:
-            yield told[-1][0], [event for _, events in told for event in events]
-        if not isinstance(waiting[-1], tuple):
-            if waiting[-1] is not None:
-                raise waiting[-1]
-            return

@@ -22,7 +22,7 @@ from conetd.model import JSON, Identity, label_set
 from conetd.reconcile.cluster import Turns
 from conetd.reconcile.core import Core
 from conetd.reconcile.etcd.decisions import Decisions
-from conetd.reconcile.identities import change_addresses, change_identities
+from conetd.reconcile.identities import change_addresses, change_identities, know_asks
 from conetd.reconcile.members import change_members
 from conetd.reconcile.policies import replace_default, replace_policy_of
 from conetd.reconcile.state import LiveNetwork, is_clustered, shared_definition
@@ -235,7 +235,7 @@ class Copies:
         self._core.database.write(write)
         db = self._core.database.reader()
         for name in {key.network for key, _ in others}:
-            self._core.named[name] = cluster.named_handles(cluster.asks(db, name))
+            know_asks(self._core, name, cluster.asks(db, name))
         self._core.wake_tender()
 
     def _apply_claim(self, key: Key, value: str | None) -> None:

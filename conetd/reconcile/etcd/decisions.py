@@ -27,7 +27,7 @@ from conetd.cluster.messages import (
 )
 from conetd.errors import Conflict, NotFound, Unavailable
 from conetd.model import JSON, Identity, Labels, Lease
-from conetd.reconcile.cluster import free_number, this_host
+from conetd.reconcile.cluster import free_number, lease_value, this_host
 from conetd.reconcile.core import Core
 from conetd.reconcile.networks import difference
 from conetd.reconcile.state import LiveNetwork, shared_definition
@@ -221,13 +221,8 @@ class Decisions:
         return {key.name: json.loads(value)["host"] for key, value in parsed if key is not None}
 
 
-def lease_value(lease: Lease) -> str:
-    """A host's lease as etcd has it."""
-    return encode({"data": lease.data, "claims": sorted(lease.claims)})
-
-
 def read_lease(value: str) -> Lease:
-    """The lease that etcd has so."""
+    """The lease that `lease_value` says so."""
     document = json.loads(value)
     return Lease(document["data"], frozenset(document["claims"]))
 

@@ -32,7 +32,6 @@ class _Waiter:
     keys: set[str]
     deadline: float
     future: Future[JSON | None]
-    generation: int = 0
 
 
 class Outbox:
@@ -165,7 +164,7 @@ class Outbox:
                 self._left.discard(name)
 
     def _commit(self, told: dict[str, str | None], compare: list[Compare]) -> dict[str, str | None]:
-        """Tell etcd these keys; returns those that are done with. What it refuses is tried again, later and later."""
+        """Tell etcd these keys; returns those that are done with. What it refuses is tried again, later."""
         operations: list[Operation] = [delete(key) if value is None else put(key, value) for key, value in told.items()]
         try:
             done = self._etcd.commit(compare, operations)

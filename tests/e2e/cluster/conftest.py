@@ -10,6 +10,7 @@ from pytest_netns import missing as missing_for_namespaces
 
 from lab.cluster import Lab
 from lab.etcd import missing as missing_for_etcd
+from lab.hosts import Host
 
 TTL_S = 3
 
@@ -59,3 +60,16 @@ def overlay(lab: Lab) -> Lab:
     assert {answer.status for answer in define(lab.hosts)} == {201}
     wait_for_members(lab.hosts)
     return lab
+
+
+@pytest.fixture
+def three(lab: Lab) -> list[Host]:
+    """Of a lab of four the hosts that are on the network; the fourth is not."""
+    assert {answer.status for answer in define(lab.hosts[:3])} == {201}
+    wait_for_members(lab.hosts[:3])
+    return lab.hosts[:3]
+
+
+@pytest.fixture
+def fourth(lab: Lab) -> Host:
+    return lab.hosts[3]

@@ -43,19 +43,6 @@ def hosts() -> int:
     return 4
 
 
-@pytest.fixture
-def three(lab: Lab) -> list[Host]:
-    """The hosts that are on the network; the fourth is not."""
-    assert {answer.status for answer in define(lab.hosts[:3])} == {201}
-    wait_for_members(lab.hosts[:3])
-    return lab.hosts[:3]
-
-
-@pytest.fixture
-def fourth(lab: Lab) -> Host:
-    return lab.hosts[3]
-
-
 def become(hosts: list[Host], wanted: dict[str, dict[str, list[str]]]) -> None:
     """Return when the kernels are so again."""
 
@@ -214,3 +201,17 @@ def test_nobody_notices_that_a_daemon_restarts(lab: Lab, three: list[Host], how:
         streams[0].goes_on(TTL_S + 1.0)  # past the end of the lease it had before
     become(three, before)
     assert [name for name, start in said.items() if "host left" in lab.host(name).daemon.log[start:]] == []
+
+
+def test_a_host_that_rp_filter_would_not_let_be_heard_is_named(lab: Lab) -> None:
+    one, far = lab.hosts[0], lab.hosts[2]
+    one.netns.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
+    one.netns.run("ip", "link", "add", "elsewhere", "up", "type", "bridge")
+    one.netns.run("ip", "route", "add", str(far.address), "dev", "elsewhere")
+    try:
+        assert {answer.status for answer in define(lab.hosts[:3])} == {201}
+        eventually(lambda: f"drops packets from {far.address}" in one.daemon.log, "it is said")
+        assert f"drops packets from {lab.hosts[1].address}" not in one.daemon.log
+    finally:
+        one.netns.run("ip", "link", "del", "elsewhere")
+        one.netns.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")

@@ -30,19 +30,6 @@ def hosts() -> int:
     return 4
 
 
-@pytest.fixture
-def three(lab: Lab) -> list[Host]:
-    """The hosts that are on the network; the fourth is not."""
-    assert {answer.status for answer in define(lab.hosts[:3])} == {201}
-    wait_for_members(lab.hosts[:3])
-    return lab.hosts[:3]
-
-
-@pytest.fixture
-def fourth(lab: Lab) -> Host:
-    return lab.hosts[3]
-
-
 def join(host: Host) -> str:
     """Have it on the network; returns its part."""
     [answer] = define([host])

@@ -9,10 +9,8 @@ import pytest
 from etcd import EtcdCluster, missing
 from pytest_netns import Netns, NetnsFactory
 
-from conetd.cluster.etcd import (
-    Etcd,
-    delete_below,
-)
+from conetd.cluster.etcd import Etcd
+from conetd.cluster.messages import delete_below
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

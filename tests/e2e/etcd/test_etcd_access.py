@@ -9,15 +9,11 @@ import pytest
 from etcd import EtcdCluster, Pem, Seen, certificates, eventually, take
 from pytest_netns import Netns, NetnsFactory
 
-from conetd.cluster.etcd import (
-    Credentials,
-    Etcd,
-    EtcdDown,
-    EtcdRefused,
-    Tls,
-    open_etcd,
-    put,
-)
+from conetd.cluster.connections import Tls
+from conetd.cluster.errors import EtcdDown, EtcdRefused
+from conetd.cluster.etcd import Etcd, open_etcd
+from conetd.cluster.gateway import Credentials
+from conetd.cluster.messages import put
 from conetd.settings import ClusterSettings
 
 

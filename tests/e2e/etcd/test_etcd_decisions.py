@@ -15,8 +15,9 @@ from conetd_vxlan import VxlanDriver
 from etcd import EtcdCluster
 from pytest_netns import Netns
 
-from conetd.cluster.etcd import Etcd, delete_below, put
+from conetd.cluster.etcd import Etcd
 from conetd.cluster.keys import Key, Keys, Kind
+from conetd.cluster.messages import delete_below, put
 from conetd.errors import Conflict, Exhausted, NotFound
 from conetd.model import IDENTITY_MAX, Labels, Lease, Network, label_set
 from conetd.reconcile.core import Core

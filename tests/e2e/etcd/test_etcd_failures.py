@@ -11,12 +11,9 @@ import pytest
 from etcd import EtcdCluster, Seen, eventually, take
 from pytest_netns import Netns, NetnsFactory
 
-from conetd.cluster.etcd import (
-    Etcd,
-    EtcdDown,
-    absent,
-    put,
-)
+from conetd.cluster.errors import EtcdDown
+from conetd.cluster.etcd import Etcd
+from conetd.cluster.messages import absent, put
 from conetd.errors import Unavailable
 
 TIMEOUT_S = 1.0  # as the fixture client has it

@@ -8,13 +8,9 @@ import pytest
 from etcd import EtcdCluster, Seen, eventually, take
 from pytest_netns import Netns
 
-from conetd.cluster.etcd import (
-    Compacted,
-    Etcd,
-    Event,
-    delete,
-    put,
-)
+from conetd.cluster.errors import Compacted
+from conetd.cluster.etcd import Etcd
+from conetd.cluster.messages import Event, delete, put
 
 
 def test_a_watch_tells_changes_in_order_from_its_revision_on(etcd: Etcd) -> None:
