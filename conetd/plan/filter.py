@@ -15,7 +15,8 @@ class Tunnel:
     IP version. Nothing is decapsulated for that port and VNI but from the underlay address of a TunnelPeer; what comes
     out must have a peer's MAC and a source in its part, and be for an endpoint with an `ingress`. No container sends
     UDP packets that would be decapsulated: any to `port` with this VNI are dropped. Only endpoints of the network send
-    marks into it; what comes out has none unless `marks`.
+    marks into it; what comes out has none unless `marks`. `local` is the address peers send to, as far as one is known:
+    packets to it cost less.
     """
 
     interface: str
@@ -23,6 +24,7 @@ class Tunnel:
     vni: int
     prefixes: tuple[tuple[int, int], ...]
     marks: bool = True
+    local: IPAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)

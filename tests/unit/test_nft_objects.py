@@ -230,6 +230,20 @@ def test_an_ip_version_without_a_prefix_does_not_come_out_of_the_tunnel() -> Non
     assert words(chain) == "tunnel of net: from another host, IPv4 | tunnel of net: of nobody"
 
 
+@pytest.mark.parametrize(("local", "packed"), [("192.0.2.1", "c0000201"), ("2001:db8::1", "20010db8" + "0" * 23 + "1")])
+def test_the_address_that_other_hosts_send_to_is_known_by_its_ip_version(local: str, packed: str) -> None:
+    address = ip_address(local)
+    elements = of_network(replace(NETWORK, tunnel=replace(TUNNEL, local=address))).elements
+    assert [one for one in elements if one[0].startswith("vtep_addresses")] == [
+        (f"vtep_addresses{address.version}", bytes.fromhex(packed), b"")
+    ]
+
+
+def test_without_the_address_that_other_hosts_send_to_none_is_known() -> None:
+    elements = of_network(replace(NETWORK, tunnel=TUNNEL)).elements
+    assert [one for one in elements if one[0].startswith("vtep_addresses")] == []
+
+
 def test_one_more_host_is_a_few_elements_however_many_there_are() -> None:
     mirror = Mirror([replace(NETWORK, tunnel=TUNNEL), ENDPOINT, POLICY, *(peer(number) for number in range(1, 200))])
     (unit,) = mirror.change([peer(200)], ()).units

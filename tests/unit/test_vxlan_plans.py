@@ -146,7 +146,7 @@ def test_the_networks_filter_says_what_holds_for_all_its_containers() -> None:
                 origin="config.deny_networks[0]",
             ),
         ),
-        tunnel=Tunnel(VTEP, 4789, 42, ((4, 24), (6, 120))),
+        tunnel=Tunnel(VTEP, 4789, 42, ((4, 24), (6, 120)), local=ip_address("192.0.2.1")),
     )
     assert [rule.origin for rule in wanted.host_rules] == ["config.dns_servers[0]"] * 2
 

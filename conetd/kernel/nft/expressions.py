@@ -15,14 +15,14 @@ from conetd.kernel.nft.wire import GOTO, JUMP, LIST_ELEM, u32, value, verdict_da
 _REG32 = 8
 _VERDICT_REGISTER = 0
 # linux/netfilter/nf_tables.h: nft_meta_keys, nft_ct_keys, nft_payload_bases
-MARK, IIF, IIFNAME, OIFNAME, NFPROTO, L4PROTO, PKTTYPE = 3, 4, 6, 7, 15, 16, 19
-CT_STATE, CT_STATUS, CT_MARK = 0, 2, 3
+PROTOCOL, MARK, IIF, OIF, IIFNAME, OIFNAME, NFPROTO, L4PROTO, PKTTYPE, IIFGROUP = 1, 3, 4, 5, 6, 7, 15, 16, 19, 21
+CT_STATE, CT_STATUS, CT_MARK, CT_EXPIRATION = 0, 2, 3, 5
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 NFPROTO_OF = {4: 2, 6: 10}
 # linux/netfilter/nf_conntrack_common.h; the state bits are nft's: 1 << (ctinfo % 3 + 1)
 CT_ESTABLISHED_RELATED = 0x2 | 0x4
-CT_INVALID = 0x1
-IPS_CONFIRMED, IPS_SRC_NAT, IPS_DST_NAT = 0x8, 0x10, 0x20
+CT_INVALID, CT_ESTABLISHED, CT_UNTRACKED = 0x1, 0x2, 0x40
+IPS_ASSURED, IPS_CONFIRMED, IPS_SRC_NAT, IPS_DST_NAT = 0x4, 0x8, 0x10, 0x20
 _RTN_LOCAL = 2
 _HTON = 1  # NFT_BYTEORDER_HTON
 _RANDOM_FULLY = 0x10
@@ -162,6 +162,20 @@ def notrack() -> bytes:
 def masquerade() -> bytes:
     """Change the source to the address of the interface the packet leaves by, with a random port."""
     return _expression("masq", u32(1, _RANDOM_FULLY))
+
+
+def counted(name: str, register: int = 0) -> bytes:
+    """Add the key that begins at the register to a set, with a counter that counts this packet and all later ones."""
+    counter = nested(7, text(1, "counter"))
+    return _expression("dynset", text(1, name), u32(3, 0), u32(4, _register(register)), counter)
+
+
+def sent_by(family: int, link: int, next_hop: int) -> bytes:
+    """Send the packet, its hop limit reduced by one, to the next hop on the link that the registers say; nothing else
+    sees it. For hooks of a device.
+    """
+    registers = u32(1, _register(link)), u32(2, _register(next_hop))
+    return _expression("fwd", *registers, u32(3, NFPROTO_OF[family]))
 
 
 @lru_cache

@@ -64,6 +64,7 @@ def _prerouting() -> tuple[Chain | BaseChain, ...]:
         ("of none", e.goto("unspecified")),
     )
     entry = rules(
+        tunnel_table.at_once(),
         ("from an interface of ours, or a tunnel", e.meta(e.IIFNAME) + e.verdict_map("entry")),
         *tunnel_table.entry(),
     )
@@ -241,6 +242,7 @@ def _input() -> tuple[Chain | BaseChain, ...]:
         *((f"to a published port, IPv{family}", _mapped(family) + drop()) for family in _BOTH),
     )
     entry = rules(
+        tunnel_table.judged_before(),
         ("may be encapsulated", udp() + e.jump("outer")),
         ("known flow", known_flow() + accept()),
         ("of no flow, and no beginning of one", state(e.CT_INVALID) + e.jump("stray")),

@@ -21,9 +21,10 @@ class Field:
 
 IFNAME, MAC, PROTOCOL, PORT = Field(41, 16), Field(9, 6), Field(12, 1), Field(13, 2)
 ADDRESS = {4: Field(7, 4), 6: Field(8, 16)}
-MARK = Field(19, 4)
+MARK, IFINDEX = Field(19, 4), Field(20, 4)
 IP_VERSION = Field(2, 1)  # as the kernel numbers protocol families
-VNI = Field(19, 4)  # `nft list` cannot show a number that is not of a known type, so it is called a mark
+# `nft list` cannot show a number that is not of a known type, so these are called marks
+VNI, PORTS = Field(19, 4), Field(19, 4)  # the latter source and destination in one: nft counts five fields at most
 
 
 def type_of(fields: tuple[Field, ...]) -> tuple[int, int]:
@@ -124,6 +125,7 @@ def _all() -> tuple[SetSpec, ...]:
             # which hosts may send encapsulated packets, by the MAC inside; which sources come out of a tunnel, by the
             # MAC and the part of the network's subnet
             SetSpec(inet, f"underlay{family}", (PORT, VNI, address, MAC)),
+            SetSpec(inet, f"vtep_addresses{family}", (address,)),  # to which other hosts send
             SetSpec(inet, f"tunnel{family}", (IFNAME, MAC, address)),
             # what a bridge port owns: MAC and address
             SetSpec(bridge, f"port{family}", (IFNAME, MAC, address)),

@@ -46,6 +46,8 @@ def _elements(network: NetworkFilter, tunnel: Tunnel, chain: Chain) -> Iterator[
     yield "vteps", interface, b""
     yield "entry", interface, goes_to(chain)
     yield "vnis", _port_and_vni(tunnel.port, tunnel.vni), b""
+    if tunnel.local is not None:
+        yield f"vtep_addresses{tunnel.local.version}", tunnel.local.packed, b""
     for subnet in network.subnets:
         yield f"overlay{subnet.version}", to_anything(subnet), b""
     for family in sorted({subnet.version for subnet in network.subnets}):

@@ -1,8 +1,8 @@
 """How the inet table judges what comes from other hosts: who may send it, encapsulated, and who speaks once it is out.
 
-An encapsulated packet passes twice: at the input hook as the datagram it is, by the address of the host that sent it;
-then, out of the tunnel, at every hook as the packet that was inside. The connection tracking of the datagrams would
-cost as much as that of what is inside, and tell nothing: it is left out.
+An encapsulated packet passes twice: before routing and at the input hook as the datagram it is, by the address of the
+host that sent it; then, out of the tunnel, at every hook as the packet that was inside. The connection tracking of the
+datagrams would cost as much as that of what is inside, and tell nothing: it is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from conetd.kernel.nft import expressions as e
 from conetd.kernel.nft import wire
 from conetd.kernel.nft.chain import Chain, KernelRule
 from conetd.kernel.nft.hooks import accept, drop, interface, rules
-from conetd.kernel.nft.matches import pair, status, udp, words
+from conetd.kernel.nft.matches import pair, state, status, udp, words
 
 IDENTITY_BITS = 0xFFFF  # of the mark
 _BOTH = (4, 6)
@@ -36,6 +36,21 @@ def encapsulated() -> bytes:
 def from_strangers() -> bytes:
     """Go on only with what goes into a tunnel and comes from no container of this host."""
     return _into_tunnel() + interface("ours", negate=True)
+
+
+def at_once() -> tuple[str, bytes]:
+    """What is asked first of all: whether it is a datagram of another host.
+
+    Links of ours are in a group (conetd.kernel.links); a look by the name of the interface would cost ten times as
+    much. Whatever else is in a group is asked the same later.
+    """
+    return "may be encapsulated, by a link in no group", udp() + _in_no_group() + e.jump("untracked")
+
+
+def judged_before() -> tuple[str, bytes]:
+    """Of datagrams for this host the rules before routing have left only other hosts' untracked."""
+    untracked = state(e.CT_UNTRACKED) + _in_no_group() + _unmarked()
+    return "looked at before", udp() + untracked + accept()
 
 
 def entry() -> tuple[tuple[str, bytes], ...]:
@@ -74,6 +89,14 @@ def leaving_rules() -> tuple[KernelRule, ...]:
     )
 
 
+def _in_no_group() -> bytes:
+    return e.meta(e.IIFGROUP) + e.equal(bytes(4))
+
+
+def _to_vtep(family: int) -> bytes:
+    return e.destination(family) + e.lookup(f"vtep_addresses{family}")
+
+
 def _into_tunnel() -> bytes:
     return interface("vteps", e.OIFNAME)
 
@@ -84,12 +107,19 @@ def _unmarked() -> bytes:
 
 def chains() -> tuple[Chain, ...]:
     """The fixed chains that others lead to."""
+    untrack = e.notrack() + accept()
     untracked = rules(
         # by the host itself alone: what passes through is not ours to judge
         *(
-            (f"from another host, IPv{family}", _sender(family) + e.destination_is_local() + e.notrack() + accept())
+            (f"from another host to where it sends, IPv{family}", _sender(family) + _to_vtep(family) + untrack)
             for family in _BOTH
         ),
+        *(
+            (f"from another host, IPv{family}", _sender(family) + e.destination_is_local() + untrack)
+            for family in _BOTH
+        ),
+        # here, too: somebody else's rule may leave it untracked, and `judged_before` would let it in
+        ("from a stranger", encapsulated() + e.destination_is_local() + drop()),
     )
     overlay = rules(
         ("the host to itself", e.meta(e.IIFNAME) + e.equal(_LOOPBACK) + accept()),

@@ -74,7 +74,7 @@ def plan_network(network: Network[VxlanConfig]) -> Plan:
         masquerade=config.masqueraded,
         rules=deny(config.deny_networks, "config.deny_networks"),
         host_rules=resolvers(config.dns_servers),
-        tunnel=Tunnel(name, config.port, config.vni, config.prefixes, marks=network.agreed),
+        tunnel=Tunnel(name, config.port, config.vni, config.prefixes, marks=network.agreed, local=part.underlay),
     )
     own = Plan(
         links=(Vxlan(name, config.vni, part.underlay, config.port, vtep_mac(part.subnet), mtu(network)),),
