@@ -16,7 +16,9 @@ from bench.lab import inside
 
 PORT, STREAM_PORT = 7000, 5201  # of short connections, and of streams
 _CONNECT = Path(__file__).with_name("connect.py")
-_LENGTH_S = 1  # of a stream, and of a burst of connections; iperf3 takes whole seconds alone
+_LENGTH_S = 2  # of a stream; iperf3 takes whole seconds alone
+_BEGINNING_S = 1  # of a stream, before it is measured: a window has to grow, and conetd to see that it is busy
+_BURST_S = 1.0  # of connections
 _PATIENCE_S = 60.0
 _LISTEN = "0A"  # TCP_LISTEN in linux/tcp_states.h
 
@@ -45,7 +47,8 @@ def listening(*pids: int) -> Iterator[bool]:
 def throughput(pid: int, address: str) -> float:
     """Gbit/s of one TCP stream from the namespace to the address. Raises Failed."""
     # cubic: bbr, the default of some machines, paces the stream
-    argv = ("iperf3", "-c", address, "-p", str(STREAM_PORT), "-t", str(_LENGTH_S), "-C", "cubic", "-J")
+    length = ("-t", str(_LENGTH_S), "-O", str(_BEGINNING_S))
+    argv = ("iperf3", "-c", address, "-p", str(STREAM_PORT), *length, "-C", "cubic", "-J")
     printed = _client(pid, *argv)
     try:
         return float(json.loads(printed)["end"]["sum_received"]["bits_per_second"]) / 1e9
@@ -55,7 +58,7 @@ def throughput(pid: int, address: str) -> float:
 
 def connections(pid: int, address: str) -> float:
     """New connections a second from the namespace to the address, one after the other. Raises Failed."""
-    argv = (sys.executable, "-I", "-S", str(_CONNECT), "connect", str(PORT), address, str(_LENGTH_S))
+    argv = (sys.executable, "-I", "-S", str(_CONNECT), "connect", str(PORT), address, str(_BURST_S))
     return float(_client(pid, *argv))
 
 
