@@ -18,6 +18,7 @@ from conetd import documents
 from conetd.errors import Invalid
 from conetd.model import JSON, IPAddress
 from conetd.model.names import NETWORK_NAME
+from conetd.policy.fields import Switch
 
 DEFAULT_PATH = Path("/etc/conetd/conetd.toml")
 DEFAULT_GROUP = "conetd"
@@ -93,6 +94,8 @@ class Settings:
     """Seconds a foreign driver's call may take."""
     log: str = "text"
     """`text` or `json`."""
+    fast_path: bool = True
+    """Whether busy connections between hosts are carried beside the packet filter, once it has let them through."""
     cluster: ClusterSettings | None = None
     """None: this host is alone, or knows the others from what its networks' configs say."""
 
@@ -110,6 +113,7 @@ class Settings:
             "port_pool": {"start": self.port_pool.start, "size": self.port_pool.size},
             "driver_timeout": self.driver_timeout,
             "log": self.log,
+            "fast_path": self.fast_path,
         }
         if self.socket_group is not None:
             shown["socket_group"] = self.socket_group
@@ -287,6 +291,7 @@ class _SettingsSchema(Schema):
     port_pool = fields.Nested(_PortPoolSchema)
     driver_timeout = _Seconds()
     log = fields.String(validate=validate.OneOf(LOGS))
+    fast_path = Switch()
     cluster = fields.Nested(_ClusterSchema)
 
     @validates("drivers", "default_attach_to")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 from conetd.errors import KernelError
 from conetd.kernel.flows import Flow
@@ -29,14 +30,20 @@ from conetd.kernel.netlink import (
 from conetd.model import IPAddress
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
-_GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
-_ORIG, _REPLY, _STATUS, _MARK, _ID, _ZONE, _FILTER = 1, 2, 3, 8, 12, 18, 25
+_NEW, _GET, _DELETE, _GET_STATS = (_SUBSYSTEM | kind for kind in (0, 1, 2, 5))
+_ORIG, _REPLY, _STATUS, _PROTOINFO, _TIMEOUT, _MARK, _ID, _ZONE, _FILTER = 1, 2, 3, 4, 7, 8, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SOURCES, _IP_DESTINATIONS = (1, 3), (2, 4)  # IPv4, IPv6
 _PROTO_NUM, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT = 1, 2, 3
 _PROTO_ICMP_TYPES, _PROTO_ICMP_CODES = (5, 8), (6, 9)  # ICMP, ICMPv6
 _FILTER_ORIG, _FILTER_REPLY = 1, 2
 _MATCH_SOURCE, _MATCH_PROTOCOL, _MATCH_DESTINATION_PORT = 1 << 0, 1 << 3, 1 << 5
+_PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY = 1, 1, 4, 5
+_ESTABLISHED, _ENDING_S = 3, 120  # TCP_CONNTRACK_ESTABLISHED; as long as the kernel keeps TIME_WAIT
+# struct nf_ct_tcp_flags: IP_CT_TCP_FLAG_BE_LIBERAL, and which flags are meant: IP_CT_TCP_FLAG_MAXACK_SET and
+# _DATA_UNACKNOWLEDGED are taken away, else a reset would be judged by what had been acknowledged before
+_BE_LIBERAL = bytes((0x08, 0x08 | 0x10 | 0x20))
+_LASTING = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established")
 _STATS_ENTRIES = 1
 _AT_ONCE = 1000  # deletions in one buffer
 # Up to so many entries one walk that reads all of them is quicker than three walks that read few: a walk takes
@@ -45,6 +52,8 @@ _FEW = 5000
 _FEW_QUESTIONS = 10  # a filtered walk costs a tenth of reading a table of 60 000 whole
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+TcpEnds = tuple[IPAddress, int, IPAddress, int]
+"""Source and destination of a segment, each address and port."""
 
 
 class Conntrack:
@@ -136,6 +145,47 @@ class Conntrack:
             raise refused
         return deleted
 
+    def follow_loosely(self, ends: Sequence[TcpEnds]) -> list[bool]:
+        """Have segments of these TCP connections, seen from either side, taken for theirs whatever their numbers.
+
+        The kernel does the same for a connection whose segments go beside it for a while. And none is forgotten sooner
+        than an idle one. Returns of each whether it is tracked, in zone 0, and neither side has ended it. Raises
+        KernelError for anything else that keeps it from that.
+        """
+        loosely = [attribute(kind, _BE_LIBERAL) for kind in (_TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY)]
+        # the last segment seen may have left it five minutes, if nobody had acknowledged it yet
+        lasting = attribute(_TIMEOUT, struct.pack(">I", int(_LASTING.read_text())))
+        tracked = self._change(ends, nested(_PROTOINFO, nested(_PROTOINFO_TCP, *loosely)) + lasting)
+        # What ended meanwhile would last as long; what ends from now on is given its time by its own last segments.
+        states = [self._tcp_state(one) if there else 0 for one, there in zip(ends, tracked, strict=True)]
+        ended = [one for one, state in zip(ends, states, strict=True) if state not in (0, _ESTABLISHED)]
+        self._change(ended, attribute(_TIMEOUT, struct.pack(">I", _ENDING_S)))
+        return [state == _ESTABLISHED for state in states]
+
+    def _change(self, ends: Sequence[TcpEnds], said: bytes) -> list[bool]:
+        requests = [message(_NEW, NLM_F_ACK, _tcp(one) + said) for one in ends]
+        answers = self._netlink.exchange(requests) if requests else []
+        for answer in answers:
+            if answer.errno not in (0, errno.ENOENT):
+                raise KernelError("change", "a tracked connection", answer.errno, answer.detail)
+        return [not answer.errno for answer in answers]
+
+    def _tcp_state(self, ends: TcpEnds) -> int:
+        """TCP_CONNTRACK_…, 0 for what is not tracked."""
+        try:
+            # its one answer says "more follow", as above
+            found = self._netlink.dump(message(_GET, NLM_F_ACK, _tcp(ends)))
+        except KernelError as err:
+            if err.errno != errno.ENOENT:
+                raise
+            return 0
+        for _, payload in found:
+            for kind, info in attributes(payload, 4):
+                if kind == _PROTOINFO:
+                    for _, tcp in attributes(info):
+                        return next((value[0] for part, value in attributes(tcp) if part == _TCP_STATE), 0)
+        return 0
+
     def _flows_with(self, wanted: bytes, address: IPAddress, matches: Callable[[Flow], bool]) -> list[Flow]:
         if address.version == 6:
             # Linux (seen with 6.18) has this comparison the wrong way round: it answers with every flow but those of
@@ -179,6 +229,16 @@ def _deletion(flow: Flow) -> bytes:
 
 def _header(family: int) -> bytes:
     return bytes([family, 0, 0, 0])  # struct nfgenmsg
+
+
+def _tcp(ends: TcpEnds) -> bytes:
+    source, source_port, destination, destination_port = ends
+    header = _header(_FAMILIES[source.version])
+    which = source.version == 6
+    addresses = attribute(_IP_SOURCES[which], source.packed) + attribute(_IP_DESTINATIONS[which], destination.packed)
+    protocol = attribute(_PROTO_NUM, bytes((socket.IPPROTO_TCP,)))
+    protocol += attribute(_PROTO_SOURCE_PORT, struct.pack(">H", source_port)) + _port(destination_port)
+    return header + nested(_ORIG, nested(_TUPLE_IP, addresses), nested(_TUPLE_PROTO, protocol))
 
 
 def _source(address: IPAddress) -> bytes:

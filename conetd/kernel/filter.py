@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from conetd.plan import Drift, FilterObject
+
+if TYPE_CHECKING:
+    from conetd.kernel.nft.fast_path import FastPath
 
 # NFLOG groups, in the daemon's namespace, that the backends' rules log to and the daemon reads.
 NFLOG_ALLOWED = 25443  # a rule with `log` accepted a new connection
@@ -17,6 +20,14 @@ class FilterBackend(Protocol):
 
     name: str
     """`nftables` or `iptables`."""
+
+    @property
+    def fast_path(self) -> FastPath | None:
+        """What passes this host beside the filter; None: everything passes through it.
+
+        It is cleared in the transaction of every change to objects in force, and when somebody else has changed the
+        filter.
+        """
 
     def apply(self, put: Sequence[FilterObject] = (), drop: Sequence[tuple[str, str]] = ()) -> None:
         """Put objects in place of those of the same identity and remove those of the given identities.

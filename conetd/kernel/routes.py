@@ -25,7 +25,7 @@ NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 _IFA_F_NODAD = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 7, 9, 15
+RTA_DST, _RTA_SRC, _RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_MULTIPATH, _RTA_TABLE = 1, 2, 3, 4, 5, 7, 9, 15
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255  # the last, in a deletion: any scope
 NDA_DST, NDA_LLADDR, NDA_PORT, NDA_VNI, NDA_IFINDEX, _NDA_PROTOCOL = 1, 2, 6, 7, 8, 12
@@ -181,6 +181,14 @@ def list_routes(version: int, index: int = 0, protocol: int = 0, kind: int = 0) 
     """Ask for the main table's routes of one IP version; of one link, protocol and type (RTN_…) unless they are 0."""
     body = ROUTE.pack(_FAMILY[version], 0, 0, 0, RT_TABLE_MAIN, protocol, 0, kind, 0) + u32(_RTA_TABLE, RT_TABLE_MAIN)
     return message(RTM_GETROUTE, NLM_F_DUMP, body + (u32(RTA_OIF, index) if index else b""))
+
+
+def get_way(source: IPAddress, destination: IPAddress, inward: int) -> bytes:
+    """Ask where a packet goes on to that comes in by the link of that index."""
+    length = destination.max_prefixlen
+    head = ROUTE.pack(_FAMILY[destination.version], length, length, 0, 0, 0, 0, 0, 0)
+    ends = attribute(RTA_DST, destination.packed) + attribute(_RTA_SRC, source.packed)
+    return message(RTM_GETROUTE, 0, head + ends + u32(_RTA_IIF, inward))
 
 
 def get_route(destination: IPAddress) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from conetd.driver import AttachmentContext, KernelHandle, Namespace, NetworkContext, PlannedDriver
 from conetd.errors import ConetError, DriverError
+from conetd.kernel.busy import Busy
 from conetd.kernel.kernel import Kernel
 from conetd.kernel.nflog import LogReader
 from conetd.kernel.process import ProcessWatch
@@ -50,6 +51,8 @@ class Core:
     kernel: Kernel = field(init=False)
     flows: Flows = field(init=False)
     """Used in `lane` alone, like `kernel`."""
+    busy: Busy | None = None
+    """Used in `lane` alone; None where nothing goes beside the filter."""
     replaced: list[LiveNetwork] = field(default_factory=list)
     """Networks whose config the settings changed; what is left of them goes at the start."""
     new_defaults: dict[str, JSON] = field(default_factory=dict)

@@ -185,7 +185,7 @@ def tend_filter(core: Core) -> None:
 
 
 def missing_links(core: Core) -> tuple[set[str], set[str]]:
-    """The networks and the handles whose links somebody removed. Runs in the kernel lane."""
+    """The networks and the handles whose links somebody removed. Runs in the kernel lane. Raises KernelError."""
     there = core.kernel.links()
     gone_networks = {
         live.record.name
@@ -198,4 +198,6 @@ def missing_links(core: Core) -> tuple[set[str], set[str]]:
             core.problems[handle, network] = "its link is gone"
             log.warning("a link is gone", extra={"handle": handle, "network": network})
             gone_handles.add(handle)
+    if (gone_networks or gone_handles) and core.kernel.filter.fast_path is not None:
+        core.kernel.filter.fast_path.clear()  # links that are made again have other numbers
     return gone_networks, gone_handles

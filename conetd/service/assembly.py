@@ -16,6 +16,7 @@ from conetd import registry
 from conetd.cluster.etcd import open_etcd
 from conetd.driver import PlannedDriver
 from conetd.errors import ConetError
+from conetd.kernel.busy import Busy
 from conetd.kernel.choice import choose_filter, open_filter, other_than
 from conetd.kernel.conntrack import Conntrack
 from conetd.kernel.host import default_route_mtu, default_route_source, local_addresses
@@ -135,6 +136,8 @@ def _first(core: Core) -> None:
     chosen = choose_filter(core.settings.filter)
     core.kernel = Kernel(chosen)
     core.flows = Flows(Conntrack(), local_addresses, lambda: our_subnets(core))
+    if core.settings.fast_path and chosen.fast_path is not None:
+        core.busy = Busy(chosen.fast_path, Netlink(NETLINK_ROUTE), Conntrack())
     find_external_ip(core)
     log.info("filter", extra={"backend": chosen.name})
     _read_packet_log(core)
@@ -215,6 +218,8 @@ def _last_ports(db: sqlite3.Connection) -> dict[int, int]:
 
 def _last(core: Core) -> None:
     core.flows.close()
+    if core.busy is not None:
+        core.busy.close()
     core.kernel.close()
     if core.packet_log is not None:
         core.packet_log.close()

@@ -17,6 +17,7 @@ from conetd.reconcile.cluster import Turns
 from conetd.reconcile.configure import configure, forget
 from conetd.reconcile.core import Core, is_planned
 from conetd.reconcile.down import DownJob, bring_down, bring_down_mixed
+from conetd.reconcile.fast_path import FastPathKeeper
 from conetd.reconcile.garden import Edit, Prepared, net_in, net_out, prepare, with_net_in, with_net_out
 from conetd.reconcile.lanes import Turnstile
 from conetd.reconcile.members import tell_subnets
@@ -57,6 +58,7 @@ class Service:
         turns = Turns(self._in_turn, self._in_network_turn)
         self._tender = Tender(self._core, turns)
         self._core.wake_tender = self._tender.wake
+        self._fast_path = FastPathKeeper(self._core)
         self._cluster_turns = turns
         self._ready: Future[None] | None = None
         self._ending = threading.Lock()  # a stop may come before the recovery is through
@@ -89,6 +91,8 @@ class Service:
         if any(spanning.type_spans(core, type_) for type_ in core.drivers):
             core.cluster.start(core, self._cluster_turns)
             self._tender.start()
+            if core.busy is not None:
+                self._fast_path.start()
 
     def stop(self) -> None:
         """Finish what was asked for and refuse what comes now. All container networking stays in place."""
@@ -96,6 +100,7 @@ class Service:
             self._ended = True
         self._patrol.stop()
         self._tender.stop()
+        self._fast_path.stop()
         self._core.cluster.stop()
         self._checks.shutdown(wait=True)
         self._off_lane.shutdown(wait=True)

@@ -42,6 +42,7 @@ def test_the_defaults_are_those_documented() -> None:
         "port_pool": {"start": 61001, "size": 4534},
         "driver_timeout": 30.0,
         "log": "text",
+        "fast_path": True,
     }
 
 
@@ -56,6 +57,7 @@ default_attach_to = ["blue"]
 external_ip = "2001:db8::1"
 driver_timeout = 2
 log = "json"
+fast_path = false
 
 [port_pool]
 start = 50000
@@ -93,6 +95,7 @@ def test_every_key_of_the_file_arrives(written: Any) -> None:
         port_pool=PortPool(50000, 100),
         driver_timeout=2.0,
         log="json",
+        fast_path=False,
         cluster=ClusterSettings(
             etcd=("https://192.0.2.1:2379", "https://[2001:db8::2]:2379"),
             prefix="/lab/one",
@@ -191,6 +194,9 @@ _NO_URL = "Must be http://host:port or https://host:port."
         ("driver_timeout = true", "driver_timeout", "Must be a number of seconds above 0."),
         ('driver_timeout = "30"', "driver_timeout", "Must be a number of seconds above 0."),
         ('log = "xml"', "log", "Must be one of: text, json."),
+        ('fast_path = "yes"', "fast_path", 'must be true or false. (got "yes")'),
+        ("fast_path = 1", "fast_path", "must be true or false. (got 1)"),
+        ("fast_path = [true]", "fast_path", "must be true or false. (got [true])"),
         ('networks = ["blue"]', "networks[0]", "Not an object."),
         ('[[networks]]\ntype = "bridge"', "networks[0].name", "Missing, or not a string."),
         ('[[networks]]\nname = "a"\n[[networks]]\nname = "a"', "networks[1].name", "Declared twice."),

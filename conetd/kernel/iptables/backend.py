@@ -39,6 +39,7 @@ class IptablesBackend:
     """
 
     name = "iptables"
+    fast_path: None = None
 
     def __init__(self) -> None:
         """Start the worker. Raises DriverError when python-iptables is not installed, KernelError without tables."""

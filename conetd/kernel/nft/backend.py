@@ -13,6 +13,7 @@ from conetd.kernel.nft import skeleton
 from conetd.kernel.nft.batch import Batch
 from conetd.kernel.nft.change import Change, Place
 from conetd.kernel.nft.compare import compare, repair
+from conetd.kernel.nft.fast_path import FastPath
 from conetd.kernel.nft.inet_table import WHILE_CLOSED
 from conetd.kernel.nft.listing import Listing
 from conetd.kernel.nft.mirror import Mirror
@@ -36,6 +37,8 @@ class NftablesBackend:
         self._generation = listings.generation(self._netlink)
         self._suspect = False  # whether the tables may not be what they should be, though nobody changes them any more
         self._listed: tuple[int, Listing] | None = None
+        self.fast_path = FastPath(self._netlink, self._send_alone)
+        """See FilterBackend. Cleared with every change to what is in force already."""
 
     def apply(self, put: Sequence[FilterObject] = (), drop: Sequence[tuple[str, str]] = ()) -> None:
         """See FilterBackend."""
@@ -78,12 +81,14 @@ class NftablesBackend:
     def remove_all(self) -> None:
         """See FilterBackend."""
         listing = listings.read(self._netlink)
-        if listing.present:
-            batch = Batch()
-            batch.before_all(skeleton.remove(listing.present), _WHOLE)
-            refused = self._send(batch)
-            if refused is not None:
-                raise refused
+        self.fast_path.look()
+        batch = Batch()
+        batch.before_all(self.fast_path.removal(), "fast path")
+        batch.before_all(skeleton.remove(listing.present), _WHOLE)
+        refused = self._send(batch)
+        if refused is not None:
+            raise refused
+        self.fast_path.removed()
         self._mirror = Mirror()
         self._known = self._whole = False
         self._closed.clear()
@@ -101,10 +106,14 @@ class NftablesBackend:
             for unit in change.units:
                 (prepare if unit.live else switch).prepare(unit)
                 switch.switch(unit)
+            if change.closed or any(unit.live for unit in change.units):
+                switch.before_all(self.fast_path.removal(), "fast path")
             self._write_links(switch, change.closed, [place for place in change.reopened if place in self._closed])
             switch.add_optional(sorted(change.needed))
             switch.remove_optional(sorted(change.unneeded))
             if self._send_both(prepare, switch) is None:
+                if change.closed or any(unit.live for unit in change.units):
+                    self.fast_path.removed()
                 self._mirror.commit(change)
                 self._note_links(change.closed, change.reopened)
                 return
@@ -129,10 +138,13 @@ class NftablesBackend:
         else:
             work.switch.remove_optional(name for name in WHILE_CLOSED if name in listing.optional)
         self._generation = before
+        self.fast_path.look()
+        work.switch.before_all(self.fast_path.removal(), "fast path")
         refused = self._send_both(work.prepare, work.switch)
         if refused is not None:
             self._suspect = True
             raise refused
+        self.fast_path.removed()
         self._mirror = mirror
         self._known = True
         self._suspect = False
@@ -162,6 +174,12 @@ class NftablesBackend:
             if left is not None:
                 refused.add_note(f"and what was prepared is still there: {left}")
         return refused
+
+    def _send_alone(self, messages: Iterable[tuple[bytes, str]]) -> KernelError | None:
+        batch = Batch()
+        for one, label in messages:
+            batch.before_all((one,), label)
+        return self._send(batch)
 
     def _send(self, batch: Batch) -> KernelError | None:
         """Send one batch, which the kernel takes as a whole or not at all. Returns why it did not."""

@@ -13,17 +13,25 @@ _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 16, 17
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
 NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = range(9, 17)
-INET, BRIDGE = 1, 7  # NFPROTO_INET, NFPROTO_BRIDGE
+INET, NETDEV, BRIDGE = 1, 5, 7  # NFPROTO_INET, NFPROTO_NETDEV, NFPROTO_BRIDGE
 LIST_ELEM = 1
 
-SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_CONCAT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x80
+SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_EVAL, SET_CONCAT = (
+    0x1,
+    0x2,
+    0x4,
+    0x8,
+    0x10,
+    0x20,
+    0x80,
+)
 DATA_VERDICT = 0xFFFFFF00
 ACCEPT, DROP, RETURN, GOTO, JUMP = 1, 0, -5, -4, -3
 
 # nft's user data of a set (libnftnl/udata.h): NFTNL_UDATA_SET_KEYBYTEORDER, its length, BYTEORDER_HOST_ENDIAN
 _KEYS_IN_HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
 _ELEMENTS_MAX = 60_000  # bytes of elements a message; an attribute cannot be longer than 65535
-_FAMILY_HEADERS = {family: struct.pack("=BBH", family, 0, 0) for family in (0, INET, BRIDGE)}
+_FAMILY_HEADERS = {family: struct.pack("=BBH", family, 0, 0) for family in (0, INET, NETDEV, BRIDGE)}
 
 
 def request(kind: int, flags: int, family: int, payload: bytes) -> bytes:
@@ -72,10 +80,13 @@ def delete_table(family: int, name: str) -> bytes:
 
 
 def new_base_chain(
-    family: int, table: str, name: str, kind: str, hook: int, priority: int, *, exclusive: bool = True
+    family: int, table: str, name: str, kind: str, hook: int, priority: int, *, device: str = "", exclusive: bool = True
 ) -> bytes:
-    """Create a chain at a hook; packets that reach its end are accepted. Unless `exclusive`, it may be there."""
-    where = nested(4, u32(1, hook), u32(2, priority))
+    """Create a chain at a hook; packets that reach its end are accepted. Unless `exclusive`, it may be there.
+
+    Hooks of the family NETDEV are those of a `device`.
+    """
+    where = nested(4, u32(1, hook), u32(2, priority), text(3, device) if device else b"")
     body = text(1, table) + text(3, name) + where + u32(5, ACCEPT) + text(7, kind)
     return request(NEWCHAIN, NLM_F_CREATE | (NLM_F_EXCL if exclusive else 0), family, body)
 
