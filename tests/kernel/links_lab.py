@@ -79,6 +79,7 @@ class RememberingFilter(FilterBackend):
     """A filter that holds what it is given in a dict, refuses the keys it is told to, and counts its transactions."""
 
     name = "remembering"
+    fast_path = None
 
     def __init__(self) -> None:
         self.holds: dict[tuple[str, str], FilterObject] = {}
