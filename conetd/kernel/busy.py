@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from conetd.errors import KernelError
 from conetd.kernel import routes
-from conetd.kernel.conntrack import Conntrack
+from conetd.kernel.conntrack import Conntrack, TcpEnds
 from conetd.kernel.netlink import Netlink, attributes
 from conetd.kernel.nft.fast_path import Direction, FastPath, Way
 
@@ -48,11 +48,12 @@ class Busy:
         if self._cleared != self._fast_path.cleared:
             return 0
         known = self._conntrack.follow_loosely([one.ends for one in seen])
-        wanted = []
+        ways: dict[TcpEnds, tuple[Direction, str, Way]] = {}
         for one, tracked in zip(seen, known, strict=True):
             link, way = _name(one.inward), self._way(one)
             if tracked and link and way is not None:
-                wanted.append((one, link, way))
+                ways[one.ends] = (one, link, way)
+        wanted = [way for ends, way in ways.items() if ends[2:] + ends[:2] in ways]  # both directions or none
         if wanted:
             self._fast_path.add(wanted)
             # again: segments may have come before they were on it

@@ -149,8 +149,8 @@ class Conntrack:
         """Have segments of these TCP connections, seen from either side, taken for theirs whatever their numbers.
 
         The kernel does the same for a connection whose segments go beside it for a while. And none is forgotten sooner
-        than an idle one. Returns of each whether it is tracked, in zone 0, and neither side has ended it. Raises
-        KernelError for anything else that keeps it from that.
+        than an idle one. Returns of each whether it is tracked, in zone 0, with a timeout that can be set, and not
+        ended by either side. Raises KernelError for anything else that keeps it from that.
         """
         loosely = [attribute(kind, _BE_LIBERAL) for kind in (_TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY)]
         # the last segment seen may have left it five minutes, if nobody had acknowledged it yet
@@ -166,7 +166,8 @@ class Conntrack:
         requests = [message(_NEW, NLM_F_ACK, _tcp(one) + said) for one in ends]
         answers = self._netlink.exchange(requests) if requests else []
         for answer in answers:
-            if answer.errno not in (0, errno.ENOENT):
+            # gone, about to go, or given a timeout for good
+            if answer.errno not in (0, errno.ENOENT, errno.ETIME, errno.EPERM):
                 raise KernelError("change", "a tracked connection", answer.errno, answer.detail)
         return [not answer.errno for answer in answers]
 

@@ -293,7 +293,7 @@ def test_what_is_on_it_passes_beside_the_filter(lab: Lab) -> None:
         arrived = sum(one.segments[1] for one in streams)
         eventually(lambda: sum(one.segments[1] for one in streams) > arrived + 4000, "they go on")
         passed = [host.netns.call(forwarded) - was for host, was in zip(lab.hosts, before, strict=True)]
-    assert max(passed) < 3000  # where few segments answer many, those are not busy
+    assert max(passed) < 1000
 
 
 def test_a_policy_that_still_allows_it_takes_it_off_for_a_moment_and_costs_nothing(lab: Lab) -> None:
