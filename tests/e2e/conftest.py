@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from garden import Garden
@@ -18,6 +20,7 @@ from world import Daemon, World
 from conetd.kernel import iptables, nft
 
 _AVAILABLE = {"nftables": nft.available, "iptables": iptables.available}
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(params=["nftables"])
@@ -84,10 +87,21 @@ def built(bare_lab: Lab) -> Lab:
 
 
 @pytest.fixture
-def lab(built: Lab) -> Lab:
-    """The module's lab at rest: no container has a policy of its own."""
+def lab(built: Lab) -> Iterator[Lab]:
+    """The module's lab at rest: no container has a policy of its own. What a test makes in it is gone afterwards."""
     built.reset()
-    return built
+    with built.restored():
+        yield built
+
+
+@pytest.fixture
+def guests(lab: Lab) -> Callable[..., Machine]:
+    """Makes containers, each of a name of its own."""
+
+    def make(*networks: Any, netns: Netns | None = None) -> Machine:
+        return lab.container(f"guest{next(_numbers)}", *networks, netns=netns)
+
+    return make
 
 
 @pytest.fixture
@@ -113,6 +127,7 @@ def garden(lab: Lab) -> Iterator[Garden]:
     """A client of Garden's; what it asked for is taken back after the test."""
     client = Garden(lab.daemon)
     yield client
+    lab.revive()  # the test may have failed without a daemon
     client.reset()
 
 

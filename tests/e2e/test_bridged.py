@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from frames import IPV4, Capture, ethernet, segment, send
@@ -18,7 +16,6 @@ GROUP = {4: "224.0.0.251", 6: "ff02::fb"}
 GATEWAY_MAC = "0a:c0:0a:0a:00:01"
 BIG = 5000  # bytes of a datagram that travels in fragments
 PORT = 9000
-_numbers = itertools.count(2)
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +31,6 @@ def built(bare_lab: Lab) -> Lab:
         for machine in (lab.host, lab.outside, *lab.containers.values()):
             lab.serve(machine, flow)
     return lab
-
-
-@pytest.fixture
-def guests(lab: Lab) -> Iterator[Callable[..., Machine]]:
-    """Makes containers that are gone after the test."""
-    made: list[Machine] = []
-
-    def make(*networks: Any) -> Machine:
-        made.append(lab.container(f"guest{next(_numbers)}", *networks))
-        return made[-1]
-
-    yield make
-    for one in made:
-        if one.name in lab.containers:
-            lab.remove(one)
 
 
 def hears(listener: Machine, speaker: Machine, family: int, to: str, *, seconds: float) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -19,7 +18,6 @@ from world import eventually
 UPLINK_MTU = 1420
 PORT = 7000
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU = 10, 2, 14  # linux/in.h
-_numbers = itertools.count(2)
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +46,6 @@ def built(bare_lab: Lab) -> Lab:
         for machine in (lab.host, lab.outside, lab.dmz, *lab.containers.values()):
             lab.serve(machine, flow)
     return lab
-
-
-@pytest.fixture
-def guests(lab: Lab) -> Iterator[Callable[..., Machine]]:
-    """Makes containers that are gone after the test."""
-    made: list[Machine] = []
-
-    def make(*networks: Any) -> Machine:
-        made.append(lab.container(f"guest{next(_numbers)}", *networks))
-        return made[-1]
-
-    yield make
-    for one in made:
-        if one.name in lab.containers:
-            lab.remove(one)
 
 
 def bridge(lab: Lab, gateway: str = "10.10.0.1") -> dict[str, Any]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from frames import IPV6, Capture
-from onehost import OUTSIDE, UP, Lab, Machine
+from onehost import OUTSIDE, UP, Lab
 from traffic import FLOWS, REFUSED, SILENT, Flow, echoes
 from world import eventually
 
 FLOWS6 = [flow for flow in FLOWS if flow.family == 6]
 QUIET_S = 1.5  # a link that has just come up says what it has to say about IPv6 in its first second
-_numbers = itertools.count(2)
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +34,6 @@ def built(bare_lab: Lab) -> Lab:
     return lab
 
 
-@pytest.fixture
-def guests(lab: Lab) -> Iterator[Any]:
-    """Makes containers that are gone after the test."""
-    made: list[Machine] = []
-
-    def make(*networks: Any) -> Machine:
-        made.append(lab.container(f"guest{next(_numbers)}", *networks))
-        return made[-1]
-
-    yield make
-    for one in made:
-        lab.remove(one)
-
-
 def test_it_works_from_the_answer_on(lab: Lab, guests: Any) -> None:
     container = guests("local6")
     answer = lab.reach(container, FLOWS6[1], OUTSIDE[6])  # the very first thing it does; UDP, so nothing is sent twice
@@ -69,16 +52,12 @@ def test_no_address_is_tentative(lab: Lab, guests: Any, where: str) -> None:
     assert [one for one in ours if one.get("tentative") or one.get("dadfailed")] == []
 
 
-def test_it_does_not_look_for_duplicates(lab: Lab) -> None:
-    netns = lab.factory.make("watched")
+def test_it_does_not_look_for_duplicates(lab: Lab, guests: Any) -> None:
     with Capture(lab.host.netns, None, IPV6) as capture:
-        [told] = lab.daemon.bring_up("watched", netns, "local6")["attachments"]
-        address = ip_address(told["addresses"][1].partition("/")[0])
+        container = guests("local6")
         frames = capture.until(lambda _: False, QUIET_S)
-    netns.close()
-    eventually(lambda: lab.daemon.get("/containers/watched").body["state"] == "down", "it is down")
-    lab.daemon.delete("/containers/watched")
-    assert [one for one in frames if one[6:12].hex(":") == told["mac"]], "nothing was captured at all"
+    address = ip_address(container.addresses[6])
+    assert [one for one in frames if one[6:12].hex(":") == container.mac], "nothing was captured at all"
     # a neighbour solicitation from the unspecified address for the one that was given
     assert not [one for one in frames if one[22:38] == bytes(16) and address.packed in one]
 
@@ -113,19 +92,15 @@ def test_masquerade6_without_subnet6_is_refused(lab: Lab) -> None:
     assert list(answer.error["fields"]) == ["config.masquerade6"]
 
 
-def test_without_subnet6_no_ipv6_packet_leaves_the_container_or_is_sent_to_it(lab: Lab) -> None:
+def test_without_subnet6_no_ipv6_packet_leaves_the_container_or_is_sent_to_it(lab: Lab, guests: Any) -> None:
     netns = lab.factory.make("silent")
     with Capture(lab.host.netns, None, IPV6) as outward, Capture(netns, None, IPV6) as inward:
-        lab.daemon.bring_up("silent", netns, "plain4")
-        machine = Machine("silent", netns, {4: ""})
-        assert lab.reach(machine, Flow("udp", 4), OUTSIDE[4]) == f"outside {UP[4]}"
-        assert lab.miss(machine, Flow("udp", 6), OUTSIDE[6]) in (REFUSED, SILENT)
+        container = guests("plain4", netns=netns)
+        assert lab.reach(container, Flow("udp", 4), OUTSIDE[4]) == f"outside {UP[4]}"
+        assert lab.miss(container, Flow("udp", 6), OUTSIDE[6]) in (REFUSED, SILENT)
         link = netns.json("ip", "-j", "link", "show", "eth0")[0]
         sent = outward.until(lambda _: False, QUIET_S)
         received = inward.until(lambda _: False, 0.05)
-    netns.close()
-    eventually(lambda: lab.daemon.get("/containers/silent").body["state"] == "down", "it is down")
-    lab.daemon.delete("/containers/silent")
     source = bytes.fromhex(link["address"].replace(":", ""))
     assert [one.hex() for one in sent if one[6:12] == source] == []
     assert [one.hex() for one in received] == []

@@ -230,15 +230,20 @@ class Stream:
                     self._failed = err
                 self.sent += 1
 
-    def lost(self) -> str:
-        """Stop sending; empty if everything arrived, else what did not."""
+    def arrived(self) -> set[int]:
+        """Stop sending; the numbers of those that arrived."""
         self._end()
         found = set()
         with contextlib.suppress(TimeoutError):
             while True:
                 found.add(int(self._sink.recv(64)))
-        missing = sorted(set(range(self.sent)) - found)
         assert self.sent > 10
+        return found
+
+    def lost(self) -> str:
+        """Stop sending; empty if everything arrived, else what did not."""
+        found = self.arrived()
+        missing = sorted(set(range(self.sent)) - found)
         return f"{len(missing)} of {self.sent}, from {missing[0]} to {missing[-1]}: {self._failed}" if missing else ""
 
     def goes_on(self, seconds: float) -> None:
@@ -292,6 +297,11 @@ def clear(lab: Lab) -> None:
         for key in found:  # so that the tests to come have none of it
             lab.etcd.ctl("del", OWN + key)
         raise AssertionError(f"etcd still has {found}") from None
+
+
+def is_in_use(lab: Lab) -> bool:
+    """Whether some host has a container or a network."""
+    return any(host.daemon.get(f"/{what}").body for host in lab.hosts for what in ("containers", "networks"))
 
 
 def left(lab: Lab) -> list[str]:

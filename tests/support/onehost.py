@@ -8,7 +8,8 @@ and the same in IPv6, 2001:db8::/64 and 2001:db8:d::/64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from pathlib import Path
@@ -53,9 +54,9 @@ class Lab:
     containers: dict[str, Machine] = field(default_factory=dict)
     _touched: set[str] = field(default_factory=set)
 
-    def container(self, name: str, *networks: Any) -> Machine:
-        """A container that is up on these networks."""
-        netns = self.factory.make(name)
+    def container(self, name: str, *networks: Any, netns: Netns | None = None) -> Machine:
+        """A container that is up on these networks, in a namespace of its own unless one is given."""
+        netns = netns or self.factory.make(name)
         told = self.daemon.bring_up(name, netns, *networks)
         first = told["attachments"][0]
         found = [ip_interface(one).ip for one in first["addresses"]]
@@ -89,6 +90,41 @@ class Lab:
             assert answer.status == 200, (answer, self.daemon.log)
         self.forget_flows()
 
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[Lab]:
+        """What is made within the block is gone after it, containers and networks, also after a failure.
+
+        The daemon runs then, with the settings it had. Containers that are taken down within the block stay so.
+        """
+        settings, containers, networks = self.daemon.settings, self._known("containers"), self._known("networks")
+        try:
+            yield self
+        finally:
+            if self.daemon.settings != settings:
+                self._stop()
+                self.daemon.settings = settings
+            self.revive()
+            self._take_away(self._known("containers") - containers, self._known("networks") - networks)
+
+    def revive(self) -> None:
+        """Start the daemon unless it runs."""
+        if not self._runs:
+            self.daemon.start()
+
+    def _known(self, what: str) -> set[str]:
+        told = self.daemon.get(f"/{what}").body
+        return {one["handle" if what == "containers" else "name"] for one in told}
+
+    def _take_away(self, containers: set[str], networks: set[str]) -> None:
+        answers: list[Answer] = []
+        for handle in containers:
+            answers += [self.daemon.down(handle), self.daemon.delete(f"/containers/{handle}")]
+            self._touched.discard(handle)
+            if handle in self.containers:
+                self.containers.pop(handle).netns.close()
+        answers += [self.daemon.delete(f"/networks/{name}") for name in networks]
+        assert {answer.status for answer in answers} <= {200, 204}, (answers, self.daemon.log)
+
     def forget_flows(self) -> None:
         """Empty the host's connection table."""
         self.host.netns.run("conntrack", "-F")
@@ -121,10 +157,17 @@ class Lab:
     def close(self) -> None:
         """Stop the services and the daemon, which must not have had a bug to report."""
         self.services.close()
-        if self.daemon.process is not None and self.daemon.process.poll() is None:
-            self.daemon.stop()
+        self._stop()
         text = self.daemon.log
         assert "Traceback" not in text, text
+
+    @property
+    def _runs(self) -> bool:
+        return self.daemon.process is not None and self.daemon.process.poll() is None
+
+    def _stop(self) -> None:
+        if self._runs:
+            self.daemon.stop()
 
 
 def build(

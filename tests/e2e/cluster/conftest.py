@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from clustered import clear, define, wait_for_members, wait_until_connected
+from clustered import clear, define, is_in_use, wait_for_members, wait_until_connected
 from pytest_netns import missing as missing_for_namespaces
 
 from lab.cluster import Lab
@@ -49,6 +49,8 @@ def lab(built: Lab) -> Iterator[Lab]:
     """The lab without networks and containers; what a test did to it is undone."""
     with built.restored():
         wait_until_connected(built)
+        if is_in_use(built):  # what the test before left could not be taken away
+            clear(built)
         yield built
     wait_until_connected(built)
     clear(built)

@@ -272,10 +272,13 @@ def test_a_policy_put_on_another_host_ends_them_where_the_container_is(lab: Lab)
 
 def test_a_default_policy_that_forbids_them_ends_them(lab: Lab, server: Container) -> None:
     default_policy(lab, policies=FROM_CLIENTS)
-    done(server.host.daemon.policy("server"))
-    with opened(lab) as connections:
+    try:
+        done(server.host.daemon.policy("server"))
+        with opened(lab) as connections:
+            default_policy(lab)
+            eventually(lambda: connections.heard == set(), "they have ended", PATIENCE_S)
+    finally:
         default_policy(lab)
-        eventually(lambda: connections.heard == set(), "they have ended", PATIENCE_S)
 
 
 def test_what_has_ended_does_not_come_back_but_can_be_begun_anew(lab: Lab, server: Container) -> None:
