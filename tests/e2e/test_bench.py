@@ -57,7 +57,7 @@ def test_one_part_is_told_as_a_table(tmp_path: Path) -> None:
     ("part", "title", "figures", "verdict"),
     [
         ("overlay", "Attaching across hosts", 4, "attach on vxlan / on bridge, IPv4, with etcd, 50 attached to each"),
-        ("tunnel", "Packets between hosts", 1, "new connections a second between hosts / a tunnel routed by hand"),
+        ("tunnel", "Packets between hosts", 1, "throughput between hosts / a tunnel routed by hand"),
         ("hosts", "One more host", 1, "a host leaves with 100 known / with 2"),
         ("labels", "One identity more", 2, "a policy with a label of 100 identities / with as many addresses"),
     ],

@@ -332,8 +332,20 @@ def with_hops(packet: bytes, left: int) -> bytes:
     """The packet with so many hops left."""
     if packet[0] >> 4 == 6:
         return packet[:7] + bytes((left,)) + packet[8:]
-    header = packet[:8] + bytes((left, packet[9], 0, 0)) + packet[12:20]
-    return header[:10] + struct.pack(">H", checksum(header)) + header[12:] + packet[20:]
+    return _summed(packet[:8] + bytes((left,)) + packet[9:])
+
+
+def first_part(packet: bytes) -> bytes:
+    """The packet as the first fragment of a longer one."""
+    if packet[0] >> 4 == 4:
+        return _summed(packet[:6] + b"\x20\0" + packet[8:])
+    length = struct.pack(">H", len(packet) - 40 + 8)
+    fragment = bytes((packet[6], 0)) + struct.pack(">HI", 1, 7)  # at the beginning, with more to come
+    return packet[:4] + length + b"\x2c" + packet[7:40] + fragment + packet[40:]
+
+
+def _summed(packet: bytes) -> bytes:
+    return packet[:10] + struct.pack(">H", checksum(packet[:10] + bytes(2) + packet[12:20])) + packet[12:]
 
 
 def _lengths(version: int, length: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from tests.kernel.fast_path_lab import (
     Stream,
     Wire,
     exactly,
+    first_part,
     gauge,
     hops,
     index,
@@ -173,12 +174,15 @@ def test_there_is_nothing_to_look_at_without_a_tunnel(tunnel: TunnelLab, family:
         assert take_up(tunnel.one, busy) == 0
 
 
-def counted(tunnel: TunnelLab, talk: Callable[[], None]) -> int:
+def counted(tunnel: TunnelLab, family: int, talk: Callable[[], None]) -> int:
     """How many directions host one counts through its tunnel."""
     path = tunnel.one.backend.fast_path
     path.sample([index(tunnel.one, "cx0")])
     talk()
-    return len(path.sampled(1))
+    listed = tunnel.one.netns.json("nft", "-j", "list", "set", "inet", "conetd_sample", f"busy{family}")["nftables"]
+    (found,) = [one["set"] for one in listed if "set" in one]
+    assert not path.sampled(1)
+    return len(found.get("elem", ()))
 
 
 def test_datagrams_are_left_to_the_filter(tunnel: TunnelLab, family: int) -> None:
@@ -186,7 +190,7 @@ def test_datagrams_are_left_to_the_filter(tunnel: TunnelLab, family: int) -> Non
     tunnel.serve(tunnel.a.netns, flow)
     sock, said = connect(tunnel.c.netns, flow, tunnel.a.addresses[family], 8080, PATIENCE_S)
     with sock, gauge(tunnel.one) as seen:
-        assert counted(tunnel, lambda: [ask(sock, PATIENCE_S) for _ in range(MANY)].clear()) == 0
+        assert counted(tunnel, family, lambda: [ask(sock, PATIENCE_S) for _ in range(MANY)].clear()) == 0
         assert said == str(tunnel.c.addresses[family])
         assert seen.datagrams == 2 * MANY
 
@@ -198,20 +202,20 @@ def test_a_translated_connection_is_left_to_the_filter(tunnel: TunnelLab, family
         Connection(tunnel.c.netns, tunnel.a.netns, address(3)[family], 7000) as connection,
         gauge(tunnel.one) as seen,
     ):
-        assert counted(tunnel, connection.talk) == 0
+        assert counted(tunnel, family, connection.talk) == 0
         assert seen.segments >= 2 * MANY
 
 
 def test_a_connection_that_passes_no_tunnel_is_left_to_the_filter(tunnel: TunnelLab, family: int) -> None:
     for client in (tunnel.b.netns, tunnel.stranger):
         with Connection(client, tunnel.a.netns, tunnel.a.addresses[family]) as connection, gauge(tunnel.one) as seen:
-            assert counted(tunnel, connection.talk) == 0
+            assert counted(tunnel, family, connection.talk) == 0
             assert seen.segments >= 2 * MANY
 
 
 def test_a_connection_of_the_host_itself_is_left_to_the_filter(tunnel: TunnelLab, family: int) -> None:
     with Connection(tunnel.one.netns, tunnel.c.netns, tunnel.c.addresses[family]) as connection:
-        assert counted(tunnel, connection.talk) == 0
+        assert counted(tunnel, family, connection.talk) == 0
         assert raised(tunnel.two, connection) == 2, "for the container's host it is one as any other"
         connection.talk()
 
@@ -283,6 +287,17 @@ def test_a_segment_with_another_port_is_judged(tunnel: TunnelLab, family: int) -
             send_frame(tunnel.a.netns, crafted(GATEWAY_MAC, tunnel.a.mac, a, c, ports, b"another port"))
             assert not frames.arrives(b"another port")
         assert seen.segments == 2
+
+
+def test_a_segment_in_parts_is_judged(tunnel: TunnelLab, family: int) -> None:
+    a, c = tunnel.a.addresses[family], tunnel.c.addresses[family]
+    with on_fast_path(tunnel, family) as connection, Frames(tunnel.two.netns, "cx0") as frames:
+        near, far = connection.ports
+        for word, whole in ((b"the whole segment", True), (b"a part of one to come", False)):
+            packet = segment(a, c, (far, near), word + bytes(-(len(word) + 20) % 8))  # parts are of whole eight bytes
+            frame = packet if whole else first_part(packet)
+            send_frame(tunnel.a.netns, ethernet(GATEWAY_MAC, tunnel.a.mac, KIND[family], frame))
+            assert frames.arrives(word) is whole, "connection tracking waits for the rest"
 
 
 def test_a_datagram_with_the_same_ports_is_judged(tunnel: TunnelLab, family: int) -> None:

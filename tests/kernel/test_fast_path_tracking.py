@@ -41,8 +41,13 @@ def timeout(host: TunnelHost, state: str) -> int:
     return int(host.netns.sysctl(f"net/netfilter/nf_conntrack_tcp_timeout_{state}"))
 
 
-@pytest.mark.parametrize("back", [False, True], ids=["still there", "judged again"])
-def test_silence_ends_a_connection_no_sooner_than_any_other(tunnel: TunnelLab, family: int, back: bool) -> None:
+def outlasts_silence(host: TunnelHost, connection: Connection) -> None:
+    """Wait until a connection is remembered as any idle one: its last word is acknowledged a moment later."""
+    unacknowledged = timeout(host, "unacknowledged")
+    until(lambda: tracked(host, connection.ports)[1] > unacknowledged, "it is remembered as any idle one")
+
+
+def test_silence_ends_a_connection_beside_the_filter_no_sooner_than_any_other(tunnel: TunnelLab, family: int) -> None:
     host = tunnel.one
     with Connection(tunnel.c.netns, tunnel.a.netns, tunnel.a.addresses[family]) as connection:
         with Stream(connection) as stream, watching(host) as busy:
@@ -50,11 +55,17 @@ def test_silence_ends_a_connection_no_sooner_than_any_other(tunnel: TunnelLab, f
             stream.wait(FAR_BEYOND)
             assert take_up(host, busy) == 2
             stream.wait(FAR_BEYOND)
-        if back:
-            host.backend.fast_path.clear()
-            connection.talk()
-        unacknowledged = timeout(host, "unacknowledged")  # the last word is acknowledged a moment later
-        until(lambda: tracked(host, connection.ports)[1] > unacknowledged, "it is remembered as any idle one")
+        outlasts_silence(host, connection)
+
+
+def test_silence_ends_a_connection_that_is_judged_again_no_sooner_than_any_other(
+    tunnel: TunnelLab, family: int
+) -> None:
+    with on_fast_path(tunnel, family) as connection:  # with its last word unacknowledged
+        connection.carry(FAR_BEYOND)
+        tunnel.one.backend.fast_path.clear()
+        connection.talk()
+        outlasts_silence(tunnel.one, connection)
 
 
 def test_a_reset_arrives_however_much_has_gone_beside_the_filter(tunnel: TunnelLab, family: int) -> None:

@@ -12,7 +12,7 @@ from lab.cluster import Lab
 from lab.etcd import missing as missing_for_etcd
 from lab.hosts import Host
 
-TTL_S = 3
+TTL_S = 5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

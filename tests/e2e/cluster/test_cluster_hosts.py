@@ -29,7 +29,7 @@ from lab.daemon import eventually
 from lab.hosts import OVERLAY, Host
 from lab.talk import ask
 
-TTL_S = 3  # that of the lab
+TTL_S = 5  # that of the lab
 SOON_S = 1.0  # in which a host that joins or leaves is known everywhere
 LATE_S = TTL_S + 2.5  # in which one that died is: etcd looks at its leases twice a second
 EVERYWHERE = {"routes": 1, "neighbours": 1, "fdb": 1, "rules": 3}
