@@ -195,7 +195,7 @@ def test_nobody_notices_that_a_daemon_restarts(lab: Lab, three: list[Host], how:
 
     with unbroken((one, other), (other, one)) as streams:
         getattr(lab, how)(host)
-        streams[0].goes_on(0.5)
+        streams[0].goes_on(0.1)
         lab.start(host)
         wait_until_connected(lab, host)
         streams[0].goes_on(TTL_S + 1.0)  # past the end of the lease it had before
