@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from conetd.driver import Namespace
 from conetd.errors import ConetError
-from conetd.kernel import links, routes, sysctls
+from conetd.kernel import links, ready, routes, sysctls
 from conetd.kernel.namespaces import inside
 from conetd.kernel.netlink import Netlink
 from conetd.kernel.work import Failures, Requests, Work, index_of, open_rtnetlink
@@ -73,6 +73,7 @@ class _Round:
             self._settle()
             for target in self._targets.values():
                 self._furnish(target)
+            self._wait()
 
     def _enter(self, sockets: ExitStack) -> None:
         for number in self._members:
@@ -170,6 +171,14 @@ class _Round:
             except ConetError as err:
                 self._failures(number, err)
         requests.run(self._failures)
+
+    def _wait(self) -> None:
+        made = [
+            (target.socket, [self._works[number].plan for number in target.members if self._failures.good(number)])
+            for target in self._targets.values()
+            if target.socket is not None
+        ]
+        ready.wait(self._host, made)
 
     def _good(self) -> list[int]:
         return [number for number in self._members if self._failures.good(number)]
