@@ -24,7 +24,7 @@ from lab.underlay import WORLD
 
 pytestmark = pytest.mark.skipif(bool(missing() or etcd.missing()), reason=str(missing() or etcd.missing()))
 ROOT = Path(__file__).parents[2]
-TTL_S = 3
+TTL_S = 5
 FROM_WEB = [{"direction": "ingress", "peer": {"labels": {"app": "web"}}}]
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from conetd.cluster.errors import Compacted, EtcdDown, LeaseGone
 from conetd.cluster.etcd import Etcd
@@ -344,6 +344,9 @@ class EtcdCluster:
                 log.error("the lease could not be kept", extra={"error": err.message})
             except Exception:  # whatever it is, the lease has to be kept
                 log.exception("the lease could not be kept, it will be tried again")
+        if self._problem is None and self._lease:
+            with suppress(ConetError):  # so a restart has all of the lease's time
+                self._etcd.keep_alive(self._lease)
 
     def _tend(self) -> None:
         """What time brings: hosts that do not come back, and networks that may have room for this one now."""
