@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pytest_netns import missing, processes_in
+from inhabitants import Inhabitants, inhabitants, still_there
+from pytest_netns import missing
 
 DEMO = Path(__file__).parents[2] / "demo" / "run"
 
@@ -33,15 +34,15 @@ def test_the_demo_sees_what_it_wants_to_show_and_leaves_nothing(play: list[str],
 def test_an_interrupted_demo_leaves_nothing(play: list[str], tmp_path: Path, how: signal.Signals) -> None:
     with subprocess.Popen(play, stdout=subprocess.PIPE, text=True, start_new_session=True) as demo:
         assert demo.stdout is not None
-        inodes = set()
+        once: Inhabitants = {}
         for line in demo.stdout:
             if "runc run" in line and " app" in line:  # both containers run
-                inodes = {inode_of(Path(f"/proc/{pid}/ns/net")) for pid in descendants(demo.pid)}
+                once = inhabitants({inode_of(Path(f"/proc/{pid}/ns/net")) for pid in descendants(demo.pid)})
                 demo.send_signal(how) if how == signal.SIGTERM else signal_group(demo.pid, how)
         assert demo.wait(60) != 0
-    inodes.discard(inode_of(Path("/proc/self/ns/net")))
-    assert len(inodes) >= 4  # the host's, the world's, web's and app's
-    assert not [pid for inode in inodes for pid in processes_in(inode)]
+    once.pop(inode_of(Path("/proc/self/ns/net")), None)
+    assert len(once) >= 4  # the host's, the world's, web's and app's
+    assert not still_there(once)
     assert not list(tmp_path.iterdir())
     assert not list(Path("/sys/fs/cgroup").glob("**/conetd-demo"))
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pytest_netns import Netns, missing, processes_in
+from inhabitants import Inhabitants, inhabitants, still_there
+from pytest_netns import missing
 from world import eventually
 
 from lab import etcd
@@ -102,10 +103,11 @@ def test_containers_talk_across_hosts_as_a_policy_by_label_says(lab: Lab, web: C
 
 
 def test_a_container_can_be_taken_down_and_another_be_of_its_name(lab: Lab, web: Container) -> None:
-    inode = web.netns.inode
+    once = inhabitants([web.netns.inode])
     web.remove()
 
-    assert not processes_in(inode)
+    assert any(once.values())
+    assert not still_there(once)
     assert lab.containers == {}
     assert lab.hosts[1].container("web").host is lab.hosts[1]
 
@@ -194,12 +196,14 @@ def test_containers_outlive_their_daemon(lab: Lab, web: Container, db: Container
 
 def test_a_reboot_takes_all_but_the_state_directory(lab: Lab, db: Container) -> None:
     host = lab.hosts[2]
-    before, booted, part = host.netns, boot_id(host), lease(host)
+    booted, part = boot_id(host), lease(host)
+    once = inhabitants([host.netns.inode, db.netns.inode])
+    assert all(once.values())
     links = [one["ifname"] for one in host.netns.json("ip", "-j", "link")]
     lab.cut(lab.hosts[0])
     lab.reboot(host)
 
-    eventually(lambda: processes_in(before.inode) == processes_in(db.netns.inode) == [], "its processes are gone")
+    eventually(lambda: not still_there(once), "its processes are gone")
     assert host.containers == {}
     assert boot_id(host) != booted
     assert lease(host) == part
@@ -264,10 +268,6 @@ def lease(host: Host) -> str:
 # What is left
 
 
-def inodes(namespaces: list[Netns]) -> list[int]:
-    return [one.inode for one in namespaces]
-
-
 def test_an_ipv6_underlay_carries_both_versions_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,24 +279,27 @@ def test_an_ipv6_underlay_carries_both_versions_and_nothing_is_left(
         other.policy(policies=FROM_WEB)
         eventually(lambda: reaches(one, other), "the containers reach each other")
         assert ":" in lab.hosts[0].daemon.get("/status").body["cluster"]["networks"]["overlay"]["lease"]["underlay"]
-        made = inodes(lab.namespaces)
-        assert len(made) == 7
-    assert [processes_in(inode) for inode in made] == [[]] * len(made)
+        once = inhabitants(one.inode for one in lab.namespaces)
+        assert len(once) == 7
+        assert all(once.values())
+    assert not still_there(once)
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
-    made: list[int] = []
+    once: Inhabitants = {}
 
     def fail() -> None:
         with Lab(2, tmp_path, etcd_members=1) as lab:
             lab.cut(lab.hosts[0])
-            made.extend(inodes(lab.namespaces))
+            once.update(inhabitants(one.inode for one in lab.namespaces))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert [processes_in(inode) for inode in made] == [[]] * 5
+    assert len(once) == 5
+    assert all(once.values())
+    assert not still_there(once)
 
 
 def test_nothing_is_left_of_a_lab_that_cannot_be_built(tmp_path: Path) -> None:
