@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from conetd.errors import KernelError
@@ -17,7 +17,7 @@ _TYPE, _LOCAL = 7, 2  # linux/rtnetlink.h: offset of rtm_type; RTN_LOCAL
 _PATIENCE_S, _PAUSE_S = 1.0, 0.0002
 
 
-def wait(host: Netlink, containers: Iterable[tuple[Netlink, Sequence[Plan]]]) -> None:
+def wait(host: Netlink, containers: Sequence[tuple[Netlink, Sequence[Plan]]]) -> None:
     """Return when the veths of these plans and their bridges send, and the addresses in the containers are spoken to.
 
     Each container is a socket in its namespace with its plans. A link drops what it is to send until a worker of the
@@ -25,7 +25,7 @@ def wait(host: Netlink, containers: Iterable[tuple[Netlink, Sequence[Plan]]]) ->
     on a busy host. What is not so after a second is left to come on its own.
     """
     deadline = time.monotonic() + _PATIENCE_S
-    for is_ready in _checks(host, list(containers)):
+    for is_ready in _checks(host, containers):
         while not is_ready() and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
 

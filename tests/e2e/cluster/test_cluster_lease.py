@@ -34,10 +34,11 @@ def test_a_daemon_that_stops_leaves_all_of_its_time_to_the_next(lab: Lab) -> Non
     lab.start(host)
 
 
-def test_a_daemon_stops_also_without_etcd(lab: Lab) -> None:
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_daemon_stops_also_without_etcd(lab: Lab, how: str) -> None:
     [host] = lab.hosts
-    lab.etcd.kill()
+    getattr(lab.etcd, how)()
     assert host.daemon.stop() == 0
     assert "Traceback" not in host.daemon.log
-    lab.etcd.start()
+    lab.etcd.restore()
     lab.start(host)
