@@ -86,6 +86,19 @@ def test_what_an_unknown_machine_sends_goes_nowhere(lab: Lab, watchers: Watchers
     assert seen_of(lab, watchers, stranger, as_far(lab, to)) == []
 
 
+@FAMILIES
+def test_nor_where_somebody_elses_rule_leaves_it_untracked(lab: Lab, watchers: Watchers, family: int) -> None:
+    stranger, _ = lab.machine(STRANGER)
+    host = lab.hosts[0].netns
+    to = lab.containers["target"].addresses[family]
+    rules = "table inet theirs { chain c { type filter hook prerouting priority -400; udp dport 4789 notrack; }; }"
+    host.run("nft", rules)
+    try:
+        assert seen_of(lab, watchers, stranger, as_far(lab, to)) == []
+    finally:
+        host.run("nft", "delete table inet theirs")
+
+
 def test_what_a_host_sends_that_has_left_goes_nowhere_until_it_is_back(lab: Lab, watchers: Watchers) -> None:
     one, two, _ = lab.hosts
     frames = [as_far(lab, lab.containers["target"].addresses[family]) for family in (4, 6)]
